@@ -1,0 +1,140 @@
+"""
+Identities: how each is written, checked, minted and taken apart. Pure.
+
+| name      | form                                               |
+|-----------|----------------------------------------------------|
+| clientId  | 1-128 chars of `A-Z a-z 0-9 . _ - : @`             |
+| nodeId    | `ip:port`, `[v6]:port`                             |
+| sessionId | `{nodeId}_{clientId}_{yyyyMMddHHmmssSSS}` (UTC)    |
+| messageId | 32 lower-case hex digits, a UUIDv7 (RFC 9562 5.7)  |
+| requestId | 1-64 printable ASCII characters                    |
+
+None of the characters of a clientId, nodeId or messageId needs escaping in JSON, which is what lets envelopes
+be spliced from bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from typing import NewType
+
+ClientId = NewType("ClientId", str)
+NodeId = NewType("NodeId", str)
+SessionId = NewType("SessionId", str)
+MessageId = NewType("MessageId", str)
+RequestId = NewType("RequestId", str)
+
+_CLIENT = re.compile(r"[A-Za-z0-9._\-:@]{1,128}\Z")
+_MESSAGE = re.compile(r"[0-9a-f]{32}\Z")
+_REQUEST = re.compile(r"[\x20-\x7e]{1,64}\Z")
+_NODE = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:_\[\]]+):([0-9]{1,5})\Z")
+_NOT_IN_TOPIC = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def client_id_fault(value: str) -> str | None:
+    """What is wrong with a clientId, in words for its sender; None when it is good."""
+    if _CLIENT.match(value):
+        return None
+    if not value:
+        return "empty, a clientId has 1 to 128 characters"
+    if len(value) > 128:
+        return f"{len(value)} characters, at most 128"
+    return "a clientId may hold only A-Z a-z 0-9 . _ - : @"
+
+
+def is_message_id(value: str) -> bool:
+    return _MESSAGE.match(value) is not None
+
+
+def request_id_fault(value: str) -> str | None:
+    """What is wrong with a requestId, in words for its sender; None when it is good."""
+    if _REQUEST.match(value):
+        return None
+    if len(value) > 64:
+        return f"{len(value)} characters, at most 64"
+    return "a requestId has 1 to 64 printable ASCII characters"
+
+
+def is_node_id(value: str) -> bool:
+    match = _NODE.match(value)
+    return match is not None and 0 < int(match[1]) < 65536
+
+
+def node_of_session(session_id: str) -> str:
+    """The nodeId: all before the first `_`."""
+    return session_id[: session_id.index("_")]
+
+
+def node_topic(namespace: str, node_id: str) -> str:
+    """The topic of a node: derived from its id alone."""
+    return f"{namespace}-node-" + _NOT_IN_TOPIC.sub("-", node_id)
+
+
+class MessageIdMint:
+    """
+    UUIDv7 message ids that sort by time, also within a millisecond and when the clock steps back.
+
+    48 bits of epoch ms and 12 bits that count up within one, then 62 random bits (RFC 9562 section 6.2, method 1).
+    """
+
+    __slots__ = ("_last", "_random")
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._random = b""
+
+    def mint(self) -> MessageId:
+        stamp = time.time_ns() // 1_000_000 << 12
+        if stamp <= self._last:
+            stamp = self._last + 1
+        self._last = stamp
+        if len(self._random) < 8:
+            self._random = os.urandom(4096)  # one system call serves 512 ids
+        tail = int.from_bytes(self._random[-8:], "big") >> 2 | 1 << 63
+        self._random = self._random[:-8]
+        return MessageId(f"{stamp >> 12:012x}7{stamp & 0xFFF:03x}{tail:016x}")
+
+
+def mint_request_id() -> RequestId:
+    """For a send whose caller named none."""
+    return RequestId(str(uuid.uuid4()))
+
+
+class SessionIdMint:
+    """
+    Session ids of one node, never the same twice.
+
+    The stamp is the time in ms; a client's second session in the same millisecond gets the next free one. The
+    last stamp of a client is remembered for as long as it could be met again.
+    """
+
+    __slots__ = ("_last", "_node_id", "_second", "_second_text", "_sweep_at")
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+        self._last: dict[str, int] = {}
+        self._sweep_at = 0
+        self._second = -1
+        self._second_text = ""
+
+    def mint(self, client_id: str, now_ms: int) -> SessionId:
+        last = self._last.get(client_id, 0)
+        stamp = now_ms if now_ms > last else last + 1
+        self._last[client_id] = stamp
+        if now_ms >= self._sweep_at:
+            self._sweep(now_ms)
+        return SessionId(f"{self._node_id}_{client_id}_{self._text(stamp)}")
+
+    def _sweep(self, now_ms: int) -> None:
+        self._last = {client: stamp for client, stamp in self._last.items() if stamp >= now_ms}
+        self._sweep_at = now_ms + 1000
+
+    def _text(self, stamp_ms: int) -> str:
+        second, ms = divmod(stamp_ms, 1000)
+        if second != self._second:
+            self._second = second
+            self._second_text = time.strftime("%Y%m%d%H%M%S", time.gmtime(second))
+        return f"{self._second_text}{ms:03d}"

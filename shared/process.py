@@ -1,0 +1,45 @@
+"""
+The life of a role's process: settings, logs, the event loop, signals, the exit code.
+
+SIGTERM and SIGINT ask the role to stop; it then finishes what it accepted and the process exits 0. Wrong settings exit
+2 after saying which variable, what it held and what is expected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import uvloop
+
+from shared.logs import set_up_logs
+from shared.settings import RoleSettings, SettingsError, load
+
+Role = TypeVar("Role", bound=RoleSettings)
+
+
+def run_role(
+    settings_class: type[Role],
+    run: Callable[[Role, asyncio.Event], Awaitable[None]],
+    flags: Mapping[str, object] | None = None,
+) -> int:
+    """Run `run(settings, stop)` until `stop` is set by a signal and it returned. Gives the process's exit code."""
+    try:
+        settings = load(settings_class, flags=flags)
+    except SettingsError as error:
+        print(f"Wrong settings:\n{error}", file=sys.stderr)  # noqa: T201 - before there is a log
+        return 2
+    set_up_logs(settings.log_level)
+    uvloop.run(_until_stopped(settings, run))
+    return 0
+
+
+async def _until_stopped(settings: Role, run: Callable[[Role, asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(settings, stop)

@@ -1,0 +1,203 @@
+"""
+Settings: frozen dataclasses whose fields each name their environment variable, default and meaning, once.
+
+A value comes from a flag, else from the environment, else it is the field's default. `load` reads all of a class and
+names every fault at once (variable, value, what is expected). Nobody else reads the environment, and there is no global
+settings object: each role builds its own and hands parts of it on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+Settings = TypeVar("Settings")
+
+
+class SettingsError(Exception):
+    """One line a fault: the variable, the value it had, and what is expected."""
+
+
+def setting(
+    variable: str, default: Any, meaning: str, parse: Callable[[str], Any] | None = None, *, secret: bool = False
+) -> Any:
+    """A field of a settings class. `parse` turns the text into the value or raises ValueError with what is expected."""
+    return dataclasses.field(
+        default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse, "secret": secret}
+    )
+
+
+def load(
+    cls: type[Settings], environ: Mapping[str, str] | None = None, flags: Mapping[str, object] | None = None
+) -> Settings:
+    """Build `cls` from flags (by field name; None is not given) and the environment. Raises SettingsError."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for field in dataclasses.fields(cast(Any, cls)):
+        variable = field.metadata["variable"]
+        given = (flags or {}).get(field.name)
+        text = environ.get(variable) if given is None else str(given)
+        if text is None:
+            continue
+        parse = field.metadata["parse"] or _parser_of(field.default)
+        try:
+            values[field.name] = parse(text.strip())
+        except ValueError as error:
+            shown = "(not shown)" if field.metadata["secret"] else repr(text)
+            faults.append(f"{variable}={shown}: {error}")
+    if faults:
+        raise SettingsError("\n".join(faults))
+    built = cls(**values)
+    faults = list(built.faults()) if hasattr(built, "faults") else []
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return built
+
+
+def _parser_of(default: object) -> Callable[[str], Any]:
+    if isinstance(default, bool):
+        return parse_flag
+    if isinstance(default, int):
+        return whole(0)
+    if isinstance(default, float):
+        return seconds(0.001)
+    return str
+
+
+def parse_flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError("expected 1 or 0")
+
+
+def whole(least: int, most: int = 2**53) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise ValueError(f"expected a whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+port_number = whole(0, 65535)
+
+
+def seconds(least: float, most: float = 86_400.0) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not least <= value <= most:
+            raise ValueError(f"expected seconds from {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"expected {' or '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+def redis_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme == "redis+cluster":
+        raise ValueError("Redis Cluster is not supported yet; expected redis://host:6379/0 or rediss://host:6379/0")
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError("expected redis://host:6379/0 or rediss://host:6379/0")
+    return text
+
+
+def bus_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("rocketmq", "redis", "rediss") or not parts.netloc:
+        raise ValueError("expected rocketmq://host:9876[,host:9876] or redis://host:6379/0")
+    return text
+
+
+def namespace(text: str) -> str:
+    if not 1 <= len(text) <= 32 or not text.replace("-", "").isalnum() or not text.isascii():
+        raise ValueError("expected 1 to 32 of A-Z a-z 0-9 -")
+    return text
+
+
+def existing_file(text: str) -> str:
+    if text and not Path(text).is_file():
+        raise ValueError("expected the path of a file that can be read")
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSettings:
+    """What both roles read."""
+
+    redis_url: str = setting("PUSH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis or Valkey", redis_url)
+    bus_url: str = setting("PUSH_BUS_URL", "", "the bus; default: streams on PUSH_REDIS_URL", bus_url, secret=True)
+    namespace: str = setting("PUSH_NAMESPACE", "push", "prefix of every topic, group and Redis key", namespace)
+    auth: str = setting("PUSH_AUTH", "jwt", "jwt, or off (development on loopback)", one_of("jwt", "off"))
+    insecure: bool = setting("PUSH_INSECURE", False, "1 allows PUSH_AUTH=off on an address others can reach")
+    create_topics: bool = setting("PUSH_CREATE_TOPICS", True, "0 where a site creates the fixed topics itself")
+    lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
+    log_level: str = setting(
+        "PUSH_LOG_LEVEL", "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")
+    )
+
+    @property
+    def bus(self) -> str:
+        """The bus's URL."""
+        return self.bus_url or self.redis_url
+
+    @property
+    def default_host(self) -> str:
+        """Every address; without authentication only this machine's own."""
+        return "127.0.0.1" if self.auth == "off" else "0.0.0.0"
+
+    def auth_fault(self, variable: str, host: str) -> list[str]:
+        """PUSH_AUTH=off on an address that others can reach is refused."""
+        if self.auth != "off" or self.insecure or is_loopback(host):
+            return []
+        return [f"PUSH_AUTH='off': refused with {variable}={host!r}; expected a loopback address, or PUSH_INSECURE=1"]
+
+
+def describe(cls: type[RoleSettings]) -> str:
+    """A line for each variable of a settings class: name, default, meaning."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        default = field.default
+        shown = (
+            ",".join(default)
+            if isinstance(default, tuple)
+            else f"{default:d}"
+            if isinstance(default, bool)
+            else default
+        )
+        lines.append(f"  {field.metadata['variable']:<24} {shown!s:<26} {field.metadata['meaning']}")
+    return "\n".join(lines)

@@ -1,0 +1,38 @@
+"""
+The body of a `push-upstream` record: one client's frame to be sent on, as JSON. Nodes write it, dispatchers read it.
+
+The node has checked the frame, put the session's own clientId as `from` and minted the messageId; the dispatcher sends
+it like any other send, with trigger 2.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class UpstreamSend(msgspec.Struct, frozen=True):
+    """`active_time` in epoch ms. `msg` is the client's JSON text as it came."""
+
+    message_id: str = msgspec.field(name="messageId")
+    request_id: str = msgspec.field(name="requestId")
+    sender: str = msgspec.field(name="from")
+    active_time: int = msgspec.field(name="activeTime")
+    to: list[str]
+    msg: msgspec.Raw
+
+
+def upstream_topic(namespace: str) -> str:
+    return f"{namespace}-upstream"
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(UpstreamSend)
+
+
+def encode_upstream(send: UpstreamSend) -> bytes:
+    return _encoder.encode(send)
+
+
+def decode_upstream(body: bytes) -> UpstreamSend:
+    """Raises msgspec.DecodeError (msgspec.ValidationError is one)."""
+    return _decoder.decode(body)
