@@ -1,0 +1,318 @@
+"""
+A topic read alone: long-poll pull of every queue of every master, by explicit offsets.
+
+One task a queue keeps a pull (request 11) with the broker, which holds it until a record comes, and puts what came
+into a buffer that is bounded in bytes; `fetch` takes all of it. The next pull is on its way before the last one's
+messages are decoded. Queues of masters that come later are found when the route is looked at again, every
+`WATCH_S` and when a broker failed.
+
+The read position of each queue is kept by the broker as the offset of a group that has the topic's name. `commit`
+marks what `fetch` has handed out; a task writes marks that moved once a second (request 15), and `close` once more.
+
+A broker that says the topic is not there is believed when the name servers say so too. Then the positions mean
+nothing any more, and the reader waits for a topic of that name and reads it from its beginning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable
+
+from shared.backoff import Backoff
+from shared.bus.port import Received
+from shared.bus.rocketmq import codes
+from shared.bus.rocketmq.admin import Admin
+from shared.bus.rocketmq.connection import CALL_S, Connections
+from shared.bus.rocketmq.received import received_of
+from shared.bus.rocketmq.route import Queue, Route, Routes
+from shared.bus.rocketmq.wire import Frame
+from shared.errors import BusUnavailable, TopicMissing
+from shared.logs import OncePerSecond, get_log
+
+WATCH_S = 10.0
+_SUSPEND_S = 15.0
+_MARGIN_S = 8.0  # a broker looks at what it holds every 5 s
+_COMMIT_EVERY_S = 1.0
+_MOST_BUFFERED_BYTES = 4 * 1024 * 1024
+_PULL_MOST = 32
+_SUSPEND_AND_SUBSCRIPTION = 2 | 4  # PullSysFlag
+
+log = get_log("bus")
+
+
+class _Position:
+    """How far one queue was read. `pulled` < 0 means: ask the broker where to go on."""
+
+    __slots__ = ("committed", "delivered", "marked", "pulled", "task")
+
+    def __init__(self) -> None:
+        self.pulled = -1
+        self.delivered = -1  # behind the last record that fetch handed out
+        self.marked = -1  # `delivered` at the last commit()
+        self.committed = -1  # what the broker was told
+        self.task: asyncio.Task[None] | None = None
+
+
+class _Batch:
+    """What one pull brought, or only that the position moved (records that could not be decoded)."""
+
+    __slots__ = ("next_offset", "position", "records", "size")
+
+    def __init__(self, position: _Position, next_offset: int, records: list[Received], size: int) -> None:
+        self.position = position
+        self.next_offset = next_offset
+        self.records = records
+        self.size = size
+
+
+class LoneReader:
+    """See `shared.bus.port.TopicReader`. Starts to read when made."""
+
+    def __init__(
+        self,
+        topic: str,
+        routes: Routes,
+        connections: Connections,
+        admin: Admin,
+        on_close: Callable[[LoneReader], None],
+    ) -> None:
+        self._topic = topic
+        self._routes = routes
+        self._connections = connections
+        self._admin = admin
+        self._on_close = on_close
+        self._positions: dict[Queue, _Position] = {}
+        self._groups: dict[str, asyncio.Task[None]] = {}
+        self._buffer: deque[_Batch] = deque()
+        self._buffered_bytes = 0
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._look = asyncio.Event()
+        self._gone = False
+        self._closed = False
+        self._once = OncePerSecond()
+        self._tasks = [
+            asyncio.create_task(self._watch(), name=f"watch {topic}"),
+            asyncio.create_task(self._write_marks(), name=f"commit {topic}"),
+        ]
+
+    async def fetch(self) -> list[Received]:
+        while True:
+            if self._closed:
+                raise BusUnavailable("the reader is closed")
+            records = self._take()
+            if records:
+                return records
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def commit(self) -> None:
+        for position in self._positions.values():
+            position.marked = position.delivered
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._arrived.set()
+        await self._stop([*self._tasks, *self._groups.values()])
+        await self._stop_pulls()
+        with contextlib.suppress(BusUnavailable, TimeoutError):
+            async with asyncio.timeout(CALL_S):
+                await self._commit_marks()
+        self._on_close(self)
+
+    def _take(self) -> list[Received]:
+        records: list[Received] = []
+        for batch in self._buffer:
+            batch.position.delivered = batch.next_offset
+            records += batch.records
+        self._buffer.clear()
+        self._buffered_bytes = 0
+        self._room.set()
+        return records
+
+    # -- which queues there are
+
+    async def _watch(self) -> None:
+        """Start a pull for each queue that has none; mend what the topic's going away leaves behind."""
+        backoff = Backoff(0.05, 5.0)
+        while True:
+            self._look.clear()
+            try:
+                route = await self._routes.refresh(self._topic)
+            except TopicMissing:
+                await self._forget_positions()
+                await asyncio.sleep(backoff.next_s())
+                continue
+            except BusUnavailable:
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            self._gone = False
+            self._cover(route)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._look.wait()
+            await asyncio.sleep(0.05)  # a failing broker wakes every one of its queues' pulls
+
+    def _cover(self, route: Route) -> None:
+        for queue in route.readable:
+            if queue not in self._positions:
+                self._positions[queue] = _Position()
+            position = self._positions[queue]
+            if position.task is None or position.task.done():
+                name = f"pull {self._topic} {queue.broker} {queue.queue_id}"
+                position.task = asyncio.create_task(self._pull(queue, position), name=name)
+
+    async def _forget_positions(self) -> None:
+        if not self._gone:
+            self._gone = True
+            log.warning("the topic is gone; waiting for a new one", topic=self._topic)
+        await self._stop_pulls()
+        await self._stop(list(self._groups.values()))
+        self._groups.clear()
+        self._positions.clear()
+
+    async def _stop_pulls(self) -> None:
+        await self._stop([position.task for position in self._positions.values() if position.task is not None])
+
+    async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- one queue
+
+    async def _pull(self, queue: Queue, position: _Position) -> None:
+        """Pull one queue for ever, through failures."""
+        backoff = Backoff(0.05, 2.0)
+        while True:
+            try:
+                await self._pull_while_good(queue, position, backoff)
+            except BusUnavailable as error:
+                if self._once.due():
+                    log.warning("cannot read", topic=self._topic, broker=queue.broker, reason=str(error))
+            self._look.set()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _pull_while_good(self, queue: Queue, position: _Position, backoff: Backoff) -> None:
+        """Until a failure, which is raised as BusUnavailable."""
+        if position.pulled < 0:
+            position.pulled = position.delivered = await self._first_offset(queue)
+        while True:
+            await self._room.wait()
+            frame = await self._pull_once(queue, position.pulled)
+            backoff.reset()
+            if frame.code == codes.SUCCESS:
+                self._keep(queue, position, frame)
+            elif frame.code == codes.PULL_OFFSET_MOVED and _next_offset(frame) != position.pulled:
+                log.warning("offset moved", topic=self._topic, queue=queue.queue_id, offset=position.pulled)
+                self._put(_Batch(position, _next_offset(frame), [], 0))
+            elif frame.code == codes.PULL_RETRY_IMMEDIATELY and _next_offset(frame) != position.pulled:
+                self._put(_Batch(position, _next_offset(frame), [], 0))
+            elif frame.code != codes.PULL_NOT_FOUND:
+                raise BusUnavailable(f"{queue.broker} answered {frame.code}: {frame.remark[:200]}")
+
+    async def _pull_once(self, queue: Queue, offset: int) -> Frame:
+        fields = {
+            "consumerGroup": self._topic,
+            "topic": self._topic,
+            "queueId": str(queue.queue_id),
+            "queueOffset": str(offset),
+            "maxMsgNums": str(_PULL_MOST),
+            "sysFlag": str(_SUSPEND_AND_SUBSCRIPTION),
+            "commitOffset": "0",
+            "suspendTimeoutMillis": str(int(_SUSPEND_S * 1000)),
+            "subscription": "*",
+            "subVersion": "0",
+            "expressionType": "TAG",
+        }
+        connection = self._connections.at(await self._address_of(queue.broker))
+        return await connection.call(codes.PULL, fields, deadline_s=_SUSPEND_S + _MARGIN_S)
+
+    async def _address_of(self, broker: str) -> str:
+        try:
+            route = await self._routes.get(self._topic)
+            return route.masters[broker]
+        except (TopicMissing, KeyError) as error:
+            raise BusUnavailable(f"{broker} is not there") from error
+
+    def _keep(self, queue: Queue, position: _Position, frame: Frame) -> None:
+        records = received_of(self._topic, frame.body)
+        self._put(_Batch(position, _next_offset(frame), records, len(frame.body)))
+
+    def _put(self, batch: _Batch) -> None:
+        batch.position.pulled = batch.next_offset
+        self._buffer.append(batch)
+        self._buffered_bytes += batch.size
+        if self._buffered_bytes >= _MOST_BUFFERED_BYTES:
+            self._room.clear()
+        self._arrived.set()
+
+    # -- the group's offsets
+
+    async def _first_offset(self, queue: Queue) -> int:
+        """Behind the last commit, or the queue's first offset. Raises BusUnavailable."""
+        address = await self._address_of(queue.broker)
+        await self._ensure_group(address)
+        connection = self._connections.at(address)
+        place = {"topic": self._topic, "queueId": str(queue.queue_id)}
+        frame = await connection.call(codes.QUERY_OFFSET, {"consumerGroup": self._topic, **place})
+        if frame.code == codes.QUERY_NOT_FOUND:
+            frame = await connection.call(codes.MIN_OFFSET, place)
+        if frame.code != codes.SUCCESS:
+            raise BusUnavailable(f"{address} answered {frame.code}: {frame.remark[:200]}")
+        return max(0, _number(frame, "offset"))
+
+    async def _ensure_group(self, address: str) -> None:
+        """Once for each master, however many queues ask."""
+        task = self._groups.get(address)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            coroutine = self._admin.create_group(address, self._topic)
+            task = self._groups[address] = asyncio.create_task(coroutine, name=f"group {self._topic}")
+        await asyncio.shield(task)
+
+    async def _write_marks(self) -> None:
+        while True:
+            await asyncio.sleep(_COMMIT_EVERY_S)
+            with contextlib.suppress(BusUnavailable):
+                await self._commit_marks()
+
+    async def _commit_marks(self) -> None:
+        positions = self._positions.items()
+        moved = [(queue, position) for queue, position in positions if position.marked != position.committed]
+        commits = (self._commit_mark(queue, position) for queue, position in moved)
+        for outcome in await asyncio.gather(*commits, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, BusUnavailable):
+                raise outcome
+
+    async def _commit_mark(self, queue: Queue, position: _Position) -> None:
+        mark = position.marked
+        fields = {
+            "consumerGroup": self._topic,
+            "topic": self._topic,
+            "queueId": str(queue.queue_id),
+            "commitOffset": str(mark),
+        }
+        address = await self._address_of(queue.broker)
+        frame = await self._connections.at(address).call(codes.COMMIT_OFFSET, fields)
+        if frame.code == codes.GROUP_NOT_EXIST:
+            self._groups.pop(address, None)
+            await self._ensure_group(address)
+        elif frame.code == codes.SUCCESS:
+            position.committed = mark
+
+
+def _next_offset(frame: Frame) -> int:
+    return _number(frame, "nextBeginOffset")
+
+
+def _number(frame: Frame, name: str) -> int:
+    try:
+        return int(frame.fields[name])
+    except (KeyError, ValueError) as error:
+        raise BusUnavailable(f"a broker's answer lacks {name}") from error
