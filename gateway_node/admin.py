@@ -1,0 +1,33 @@
+"""The admin port: plain HTTP for ops. /metrics (Prometheus), /healthz, /sessions (counts)."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from gateway_node.gateway import Gateway
+from gateway_node.hub import Hub
+
+
+async def open_admin(host: str, port: int, node_id: str, gateway: Gateway, hub: Hub) -> tuple[web.AppRunner, int]:
+    """The running port, to be cleaned up by the caller, and its number."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def health(_: web.Request) -> web.Response:
+        status, body = gateway.health_answer()
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    async def sessions(_: web.Request) -> web.Response:
+        return web.json_response({"nodeId": node_id, "sessions": hub.registered})
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/healthz", health)
+    app.router.add_get("/sessions", sessions)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    return runner, runner.addresses[0][1]

@@ -1,0 +1,274 @@
+"""
+A node's life: open the ports, reach Redis and the bus, take the lease, serve; then drain and leave.
+
+The WebSocket port is open from the start, so that /healthz can say why the node is not ready; sockets are taken once
+the node's topic exists, its consumer reads and its lease is held. SIGTERM drains: the lease is given back, sessions
+are closed with 1001 over the drain time, what was acknowledged is retired, the topic is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import socket
+import uuid
+from collections.abc import Awaitable, Callable
+
+import orjson
+from aiohttp import web
+
+from gateway_node.admin import open_admin
+from gateway_node.consumer import Consumer
+from gateway_node.delivery import Delivery
+from gateway_node.gateway import Gateway
+from gateway_node.hub import Hub
+from gateway_node.lease import LeaseKeeper
+from gateway_node.registration import Registration
+from gateway_node.settings import GatewaySettings
+from gateway_node.ticker import Ticker
+from gateway_node.upstream import Upstream
+from gateway_node.websocket.gate import Gate, Limits
+from gateway_node.websocket.listener import listening_socket, serve
+from shared.backoff import Backoff
+from shared.bus import open_bus
+from shared.errors import CloseCode, PushfleetError
+from shared.ids import node_topic
+from shared.inbox import Inbox
+from shared.logs import OncePerSecond, get_log
+from shared.registry import Lease, Registry
+from shared.store import Store
+from shared.upstream import upstream_topic
+
+_UPSTREAM_QUEUES = 4
+_DRAIN_STEP_S = 0.05
+_SETTLE_S = 5.0
+_log = get_log("node")
+
+
+async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then drain."""
+    sock = listening_socket(settings.bind_host, settings.port)
+    node = Node(settings, sock)
+    try:
+        await node.open()
+        await stop.wait()
+        await node.drain()
+    finally:
+        await node.close()
+
+
+class Node:
+    """The parts of a node and the order they start and stop in."""
+
+    def __init__(self, settings: GatewaySettings, sock: socket.socket) -> None:
+        self.node_id = settings.advertise or _own_node_id(settings.bind_host, sock)
+        self._settings = settings
+        self._sock = sock
+        self._epoch = uuid.uuid4().hex
+        self._topic = node_topic(settings.namespace, self.node_id)
+        self._store = Store(settings.redis_url, namespace=settings.namespace)
+        self._bus = open_bus(settings.bus, namespace=settings.namespace)
+        self._registry = Registry(self._store)
+        self._hub = Hub()
+        self._delivery = Delivery(self._hub, Inbox(self._store), settings)
+        upstream = upstream_topic(settings.namespace)
+        self._upstream_topic = upstream
+        self._upstream = Upstream(self._bus, upstream)
+        self._gateway = Gateway(self.node_id, settings, self._hub, self._delivery, self._upstream, self.health)
+        self._registration = Registration(
+            self.node_id, self._epoch, self._hub, self._registry, settings, self._delivery.fall_behind
+        )
+        self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
+        self._gateway.registration = self._registration
+        self._gateway.ticker = self._ticker
+        self._lease = LeaseKeeper(
+            self._registry, self.node_id, settings.lease_s, self._describe, self._registration.join_all_again
+        )
+        self._gate: Gate | None = None
+        self._server: asyncio.Server | None = None
+        self._admin: web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reached_bus = False
+        self._draining = False
+        self._frozen_at = 0
+        self._complaint = OncePerSecond()
+
+    # -- start -----------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the ports and start what brings the node up; returns at once."""
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        self._gateway.now = self._delivery.now = loop.time()
+        limits = Limits(
+            max_message=settings.max_frame,
+            max_outbox_bytes=settings.max_outbox,
+            handshake_timeout_s=settings.handshake_timeout_s,
+        )
+        self._gate = Gate(self._gateway, loop, limits)
+        self._server = await serve(self._gate, self._sock)
+        self._admin, admin_port = await open_admin(
+            settings.admin_host, settings.admin_port, self.node_id, self._gateway, self._hub
+        )
+        self._own(self._ticker.run(), "ticker")
+        self._own(self._come_up(), "start")
+        if settings.auth == "off":
+            _log.warning("authentication_is_off", effect="anybody may connect as any client; for development only")
+        _log.info(
+            "ready",
+            node_id=self.node_id,
+            port=self._sock.getsockname()[1],
+            admin_port=admin_port,
+            topic=self._topic,
+            bus=settings.bus.partition(":")[0],
+        )
+
+    async def _come_up(self) -> None:
+        await self._until_done("redis", self._store.ping)
+        await self._until_done("bus", self._ensure_topics)
+        self._reached_bus = True
+        self._own(self._keep_consuming(), "consumer")
+        self._own(self._lease.run(), "lease")
+        gc.collect()
+        gc.freeze()
+
+    async def _ensure_topics(self) -> None:
+        await self._bus.ensure_topic(self._topic)
+        if self._settings.create_topics:
+            await self._bus.ensure_topic(self._upstream_topic, queues=_UPSTREAM_QUEUES)
+
+    async def _keep_consuming(self) -> None:
+        """Read the topic; if reading fails (somebody deleted the topic), make it again and go on."""
+        while True:
+            try:
+                await Consumer(self._bus, self._topic, self._delivery).run()
+            except PushfleetError as error:
+                _log.warning("consumer_stopped", reason=str(error))
+            except Exception:
+                _log.exception("consumer_failed")
+            await self._until_done("bus", self._ensure_topics)
+
+    async def _until_done(self, part: str, attempt: Callable[[], Awaitable[None]]) -> None:
+        backoff = Backoff(0.1, 2.0)
+        while True:
+            try:
+                await attempt()
+                return
+            except PushfleetError as error:
+                if self._complaint.due():
+                    _log.warning("waiting_for", waiting_for=part, reason=str(error))
+            except Exception:
+                _log.exception("start_failed", waiting_for=part)
+            await asyncio.sleep(backoff.next_s())
+
+    def _own(self, work: Awaitable[None], name: str) -> None:
+        self._tasks.append(asyncio.ensure_future(work))
+        self._tasks[-1].set_name(name)
+
+    # -- while it serves -------------------------------------------------------------------------------------
+
+    def health(self) -> str | None:
+        """Why the node takes no sessions now; None when it does."""
+        if self._draining:
+            return "draining"
+        if not self._reached_bus:
+            return "starting: waiting for Redis and the bus"
+        if not self._store.available or not self._lease.held:
+            return "the registry (Redis) does not answer"
+        return None
+
+    def _describe(self) -> Lease:
+        settings = self._settings
+        return Lease(
+            epoch=self._epoch,
+            url=settings.url or f"ws://{self.node_id}/websocket",
+            connections=len(self._hub),
+            weight=settings.weight,
+            draining=self._draining,
+        )
+
+    def _on_tick(self, now: float) -> None:
+        self._gateway.tick(now)
+        if self._gate is not None:
+            self._gate.tick(now)
+        if len(self._hub) > 1.2 * self._frozen_at + 500:
+            # Long-lived objects out of the collector's sight: see docs/adr for the pauses measured without it.
+            gc.collect(1)
+            gc.freeze()
+            self._frozen_at = len(self._hub)
+
+    # -- stop ------------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Leave the registry's offer and send the clients elsewhere, spread over the drain time."""
+        self._draining = True
+        await self._lease.release()
+        sessions = list(self._hub.by_id.values())
+        _log.info("drain_started", sessions=len(sessions))
+        steps = max(1, int(self._settings.drain_s / _DRAIN_STEP_S)) if sessions else 1
+        for step in range(steps):
+            for session in sessions[step::steps]:
+                session.connection.close(CloseCode.GOING_AWAY, self._reconnect_advice())
+            if sessions and len(self._hub):
+                await asyncio.sleep(_DRAIN_STEP_S)
+        await self._until_empty()
+        _log.info("drained", left=len(self._hub))
+
+    def _reconnect_advice(self) -> str:
+        spread_ms = int(min(self._settings.drain_s, 10.0) * 1000)
+        return orjson.dumps({"reconnectIn": random.randint(0, spread_ms)}).decode()
+
+    async def _until_empty(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _SETTLE_S
+        while len(self._hub) and loop.time() < deadline:  # noqa: ASYNC110 - once in a life, a few turns
+            await asyncio.sleep(_DRAIN_STEP_S)  # the close handshakes have deadlines of their own
+
+    async def close(self) -> None:
+        """Stop everything, in the order that loses nothing."""
+        if self._server is not None:
+            self._server.close()
+        if self._gate is not None:
+            self._gate.abort_unopened()
+        await self._registration.close(_SETTLE_S)
+        await self._delivery.close(_SETTLE_S)
+        await self._upstream.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._reached_bus and self._draining:
+            await self._drop_topic()
+        await self._bus.close()
+        await self._store.close()
+        if self._admin is not None:
+            await self._admin.cleanup()
+        _log.info("stopped", node_id=self.node_id)
+
+    async def _drop_topic(self) -> None:
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                await self._bus.drop_topic(self._topic)
+        except (PushfleetError, TimeoutError) as error:
+            _log.warning("topic_not_dropped", topic=self._topic, reason=str(error))
+
+
+def _own_node_id(host: str, sock: socket.socket) -> str:
+    """The bound address; for `every address`, the one that this machine would reach others from."""
+    port = sock.getsockname()[1]
+    if host in ("0.0.0.0", "::", ""):
+        host = _outward_address()
+    elif host == "localhost":
+        host = "127.0.0.1"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _outward_address() -> str:
+    """Connecting a UDP socket sends nothing; it only chooses a source address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737)
+            address: str = probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+        return address

@@ -1,0 +1,98 @@
+"""
+The consumer: this node's topic -> deliveries.
+
+One task reads the topic, alone. A record is many deliveries, a line each; a line that is not one is counted and passed
+over, the lines around it are delivered. After a slice of lines the loop gets a turn, so that a large record holds up
+nobody's heartbeat. A record is committed once its lines are with their sessions: what a node that is killed had in
+memory lies in the inboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway_node.delivery import Delivery
+from gateway_node.metrics import DELIVERED, LINES
+from shared.bus import Bus, TopicReader
+from shared.logs import OncePerSecond, get_log
+from shared.record import BadLine, Kind, decode_line, split_lines
+
+_LINES_A_TURN = 256
+_log = get_log("consumer")
+
+
+class Consumer:
+    """Owned by app.py, which runs `run` as a task."""
+
+    __slots__ = ("_bad", "_bus", "_complaint", "_delivery", "_expired", "_topic")
+
+    def __init__(self, bus: Bus, topic: str, delivery: Delivery) -> None:
+        self._bus = bus
+        self._topic = topic
+        self._delivery = delivery
+        self._complaint = OncePerSecond()
+        self._bad = 0
+        self._expired = 0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        reader = await self._bus.open_reader(self._topic)
+        try:
+            while True:
+                await self._deliver_some(reader)
+        finally:
+            await reader.close()
+
+    async def _deliver_some(self, reader: TopicReader) -> None:
+        records = await reader.fetch()
+        loop = asyncio.get_running_loop()
+        done = 0
+        for record in records:
+            lines = split_lines(record.body)
+            for start in range(0, len(lines), _LINES_A_TURN):
+                part = lines[start : start + _LINES_A_TURN]
+                if done + len(part) > _LINES_A_TURN:
+                    await asyncio.sleep(0)
+                    done = 0
+                self._delivery.now = loop.time()
+                await self._deliver_lines(part)
+                done += len(part)
+        reader.commit()
+        self._count()
+
+    async def _deliver_lines(self, lines: list[bytes]) -> None:
+        delivery = self._delivery
+        now_ms = time.time_ns() // 1_000_000
+        for line in lines:
+            try:
+                kind, expires_ms, order, envelope = decode_line(line)
+                if expires_ms <= now_ms:
+                    self._expired += 1
+                elif kind == Kind.DIRECT:
+                    delivery.direct(envelope, expires_ms, order)
+                elif kind == Kind.ONLINE:
+                    delivery.online(envelope)
+                else:
+                    await delivery.everyone(envelope)
+            except (BadLine, ValueError):
+                self._set_aside(line)
+
+    def _set_aside(self, line: bytes) -> None:
+        self._bad += 1
+        if self._complaint.due():
+            _log.warning("line_set_aside", topic=self._topic, bytes=len(line))
+
+    def _count(self) -> None:
+        """Counters are raised once a fetch: see shared.metrics."""
+        delivery = self._delivery
+        DELIVERED.inc(delivery.delivered)
+        for outcome, count in (
+            ("duplicate", delivery.duplicates),
+            ("no_session", delivery.unknown),
+            ("expired", self._expired),
+            ("set_aside", self._bad),
+        ):
+            if count:
+                LINES.labels(outcome).inc(count)
+        delivery.delivered = delivery.duplicates = delivery.unknown = self._expired = self._bad = 0

@@ -1,0 +1,260 @@
+"""
+Delivery: envelopes to sessions, acknowledgements back, and replay of the inbox.
+
+A direct message goes through the session's window, whether it came by record or by replay, so the client sees it once.
+A session without `ack=1` has its window emptied when the kernel took the bytes; one with it, by the client. Either
+way the message is then *retired* from the inbox, in batches.
+
+Replay reads the inbox in slices. The next slice is read when there is room in the window and every retirement before it
+is done, so that a slice never brings what was acknowledged already. The session is live when a slice reached the
+inbox's end and no record was passed over meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from gateway_node.backlog import Backlog
+from gateway_node.hub import Hub
+from gateway_node.metrics import REPLAYED, RESENT, RETIRED
+from gateway_node.session import Session
+from gateway_node.settings import GatewaySettings
+from gateway_node.websocket.frames import text_frame
+from gateway_node.window import Recent, Window
+from shared.envelope import cut_template, fill_cut, fill_template, message_id_of, session_id_of
+from shared.inbox import Inbox, Slice
+
+_MOST_EARLY = 64
+_UNBOUNDED = 1 << 62
+_FANOUT_SLICE = 2000
+
+
+class Delivery:
+    """See the module. `now` (event loop clock, s) is set by who calls in a batch."""
+
+    def __init__(self, hub: Hub, inbox: Inbox, settings: GatewaySettings) -> None:
+        self.now = 0.0
+        self.delivered = 0
+        self.duplicates = 0
+        self.unknown = 0
+        self._hub = hub
+        self._inbox = inbox
+        self._settings = settings
+        self._ack_timeout_s = settings.ack_timeout_s
+        self._written: list[Session] = []
+        self._unacked: set[Session] = set()
+        self._broadcasts = Recent()
+        self.retirements: Backlog[tuple[str, str]] = Backlog("retire", self._retire)
+        self._pulls: Backlog[Session] = Backlog("pull", self._pull, most=64)
+
+    async def close(self, within_s: float) -> None:
+        await self._pulls.close(0.0)
+        await self.retirements.close(within_s)
+
+    # -- records ---------------------------------------------------------------------------------------------
+
+    def direct(self, envelope: bytes, expires_ms: int, order: int) -> None:
+        """A durable message for one session. Raises ValueError when it is not an envelope."""
+        session = self._hub.by_id.get(session_id_of(envelope))
+        if session is None:
+            self.unknown += 1
+            return
+        if order <= session.read_to:
+            self.duplicates += 1
+            return
+        if session.replaying:
+            session.missed = True
+            return
+        self._send_direct(session, message_id_of(envelope), envelope, expires_ms)
+
+    def online(self, envelope: bytes) -> None:
+        """A message that nobody stored, for one session. Raises ValueError when it is not an envelope."""
+        session = self._hub.by_id.get(session_id_of(envelope))
+        if session is None:
+            self.unknown += 1
+            return
+        message_id = message_id_of(envelope)
+        window = self._window(session)
+        if window.knows(message_id):
+            self.duplicates += 1
+            return
+        window.remember(message_id)
+        frame = text_frame(envelope)
+        if session.early is None:
+            self._write(session, frame)
+        elif len(session.early) < _MOST_EARLY:
+            session.early.append(frame)
+
+    async def everyone(self, template: bytes) -> None:
+        """A message for each session of the node. Raises ValueError when it is not a template."""
+        message_id = message_id_of(template)
+        if message_id in self._broadcasts:
+            self.duplicates += 1
+            return
+        self._broadcasts.add(message_id)
+        head, tail = cut_template(template)
+        sessions = list(self._hub.by_id.values())
+        for start in range(0, len(sessions), _FANOUT_SLICE):
+            if start:
+                await asyncio.sleep(0)  # heartbeats and other messages are not held up by a large node
+            for session in sessions[start : start + _FANOUT_SLICE]:
+                if session.early is None:
+                    filled = fill_cut(head, session.session_id, session.client_id.encode(), tail)
+                    self._write(session, text_frame(filled))
+
+    # -- acknowledgements ------------------------------------------------------------------------------------
+
+    def ack(self, session: Session, message_ids: Sequence[str]) -> None:
+        """The client has these. One that is not in the window may be of an earlier session: it is retired as well."""
+        window = self._window(session)
+        client_id = session.client_id
+        for message_id in message_ids:
+            key = message_id.encode()
+            if window.ack(key) or key not in self._broadcasts:
+                self.retirements.add((client_id, message_id))
+        if not len(window):
+            self._unacked.discard(session)
+        self._pull_if_ready(session)
+
+    def kernel_took_all(self, session: Session) -> None:
+        """Everything written to the session's connection is in the kernel's hands."""
+        if session.ack or not session.window:
+            return
+        client_id = session.client_id
+        for message_id in session.window.ack_all():
+            self.retirements.add((client_id, message_id.decode()))
+        self._pull_if_ready(session)
+
+    # -- replay ----------------------------------------------------------------------------------------------
+
+    def replay(self, session: Session, inbox: Slice) -> None:
+        """Send a slice of the inbox; then the session is live, or the next slice is read when there is room."""
+        window = self._window(session)
+        complete = inbox.held <= len(inbox.messages)
+        sent = 0
+        client_id = session.client_id.encode()
+        for waiting in inbox.messages:
+            message_id = waiting.message_id.encode()
+            if window.knows(message_id):
+                session.read_to = waiting.order
+                continue
+            if not window.has_room(len(waiting.template)):
+                complete = False
+                break
+            envelope = fill_template(waiting.template, session.session_id, client_id)
+            self._send_direct(session, message_id, envelope, waiting.expires_ms)
+            session.read_to = waiting.order
+            sent += 1
+        if sent:
+            REPLAYED.inc(sent)
+        if complete and not session.missed:
+            session.replaying = False
+            return
+        session.want_pull = True
+        self._pull_if_ready(session)
+
+    def fall_behind(self, session: Session) -> None:
+        """Read the inbox (again): it may hold what no record brought."""
+        if not session.replaying:
+            session.replaying = True
+            session.want_pull = True
+        session.missed = True
+        self._pull_if_ready(session)
+
+    # -- time ------------------------------------------------------------------------------------------------
+
+    def resend_due(self) -> None:
+        """Write again what was not acknowledged in time."""
+        now_ms = time.time_ns() // 1_000_000
+        resent = 0
+        for session in list(self._unacked):
+            window = session.window
+            if window is None or window.next_due > self.now:
+                continue
+            for envelope in window.due(self.now, now_ms, self._ack_timeout_s):
+                self._write(session, text_frame(envelope))
+                resent += 1
+            self._pull_if_ready(session)
+        if resent:
+            RESENT.inc(resent)
+
+    def forget(self, session: Session) -> None:
+        """The session has ended."""
+        self._unacked.discard(session)
+        session.window = None
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _send_direct(self, session: Session, message_id: bytes, envelope: bytes, expires_ms: int) -> None:
+        window = session.window or self._window(session)
+        if window.knows(message_id):
+            self.duplicates += 1
+            return
+        if not window.has_room(len(envelope)):
+            session.replaying = session.missed = session.want_pull = True
+            return
+        if session.ack and not len(window):
+            self._unacked.add(session)
+        window.add(message_id, envelope, expires_ms, self.now + self._ack_timeout_s)
+        self._write(session, text_frame(envelope))
+        if not session.ack:
+            self._confirm_soon(session)
+
+    def _write(self, session: Session, frame: bytes) -> None:
+        session.connection.send(frame)
+        session.delivered += 1
+        self.delivered += 1
+
+    def _confirm_soon(self, session: Session) -> None:
+        """Look behind the flush of this loop turn, which the write has asked for, whether the kernel took all."""
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self._confirm_written)
+        self._written.append(session)
+
+    def _confirm_written(self) -> None:
+        written, self._written = self._written, []
+        for session in written:
+            if session.connection.outbox_bytes == 0:
+                self.kernel_took_all(session)
+            elif not session.connection.blocked:
+                self._confirm_soon(session)  # written to again behind the flush; else `drained` will tell
+
+    def _window(self, session: Session) -> Window:
+        if session.window is None:
+            settings = self._settings
+            session.window = (
+                Window(settings.window_messages, settings.window_bytes)
+                if session.ack
+                else Window(_UNBOUNDED, _UNBOUNDED)  # bounded by the outbox: see Connection
+            )
+        return session.window
+
+    def _pull_if_ready(self, session: Session) -> None:
+        if not session.want_pull or session.early is not None:
+            return
+        window = self._window(session)
+        if window.is_half_empty() if session.ack else not len(window):
+            session.want_pull = False
+            self._pulls.add(session)
+
+    async def _pull(self, sessions: list[Session]) -> None:
+        await self.retirements.settled()
+        open_ones = [session for session in sessions if session.session_id in self._hub.by_id]
+        if not open_ones:
+            return
+        for session in open_ones:
+            session.missed = False
+        slices = await self._inbox.read(
+            [session.client_id for session in open_ones],
+            most=self._settings.window_messages,
+            most_bytes=self._settings.window_bytes,
+        )
+        self.now = asyncio.get_running_loop().time()
+        for session, inbox in zip(open_ones, slices, strict=True):
+            if session.session_id in self._hub.by_id:
+                self.replay(session, inbox)
+
+    async def _retire(self, messages: list[tuple[str, str]]) -> None:
+        RETIRED.inc(await self._inbox.retire(messages))

@@ -1,0 +1,389 @@
+"""
+The gateway: what happens to a connection, from its request to its end. The upper layer of websocket/connection.py.
+
+    request -> admission -> registration -> 101 and the connection frame -> replay -> live -> closed
+
+The upgrade is answered when the session is registered, so a client that sees the 101 can be reached. Each connection's
+`session` is its Session, or a Guest while its first frame has yet to name the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import orjson
+
+from gateway_node.admission import Admission, Admitted
+from gateway_node.client_frames import Ack, BadFrame, Business, Heartbeat, Register, parse_frame
+from gateway_node.delivery import Delivery
+from gateway_node.hub import Hub
+from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, SESSIONS, SESSIONS_ENDED
+from gateway_node.registration import Registration
+from gateway_node.session import Session
+from gateway_node.settings import GatewaySettings
+from gateway_node.ticker import Ticker
+from gateway_node.upstream import Upstream
+from gateway_node.websocket.connection import Connection
+from gateway_node.websocket.frames import text_frame
+from gateway_node.websocket.handshake import Refused, Request, check_upgrade
+from shared.envelope import MsgType, Trigger, server_envelope
+from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
+from shared.ids import MessageIdMint, SessionIdMint, mint_request_id
+from shared.inbox import Slice
+from shared.logs import get_log
+from shared.upstream import UpstreamSend
+
+_PATHS = ("/websocket", "/ws")
+_JSON = "application/json"
+_log = get_log("gateway")
+
+
+@dataclass(slots=True)
+class Guest:
+    """A connection that is open and not yet a session."""
+
+    admitted: Admitted
+    deadline: float
+
+
+class Gateway:
+    """See the module. `health` gives None, or why the node takes no sessions now."""
+
+    def __init__(
+        self,
+        node_id: str,
+        settings: GatewaySettings,
+        hub: Hub,
+        delivery: Delivery,
+        upstream: Upstream,
+        health: Callable[[], str | None],
+    ) -> None:
+        self.now = 0.0
+        self._node_id = node_id
+        self._settings = settings
+        self._hub = hub
+        self._delivery = delivery
+        self._upstream = upstream
+        self._health = health
+        self._admission = Admission(settings)
+        self._session_ids = SessionIdMint(node_id)
+        self._message_ids = MessageIdMint()
+        self._guests: dict[Connection, Guest] = {}
+        self.registration: Registration
+        self.ticker: Ticker
+
+    # -- from the connection ---------------------------------------------------------------------------------
+
+    def request_received(self, connection: Connection, request: Request) -> None:
+        if request.path == "/healthz":
+            self._answer_health(connection)
+            return
+        if request.path not in _PATHS:
+            self._refuse(connection, 404, "not_found", "connect to /websocket")
+            return
+        try:
+            check_upgrade(request)
+            admitted = self._admission.admit(request)
+            self._check_room()
+        except Refused as refusal:
+            self._refuse(connection, refusal.status, "no_upgrade", str(refusal), headers=refusal.headers)
+            return
+        except PushfleetError as error:
+            self._refuse(connection, error.status, error.code, str(error), retry_after_s=error.retry_after_s)
+            return
+        if admitted.client_id:
+            self._open_session(connection, admitted, admitted.client_id)
+            return
+        guest = Guest(admitted, self.now + self._settings.handshake_timeout_s)
+        connection.session = self._guests[connection] = guest
+        connection.accept(admitted.subprotocol)
+
+    def message_received(self, connection: Connection, data: bytes) -> None:
+        context = connection.session
+        try:
+            frame = parse_frame(data)
+            if isinstance(context, Session):
+                self._on_frame(context, frame)
+            elif isinstance(context, Guest):
+                self._on_first_frame(connection, context, frame)
+        except BadFrame as fault:
+            CLIENT_FRAMES.labels("bad").inc()
+            self._on_bad_frame(connection, fault)
+
+    def drained(self, connection: Connection) -> None:
+        if isinstance(connection.session, Session):
+            self._delivery.kernel_took_all(connection.session)
+
+    def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
+        context = connection.session
+        connection.session = None
+        if isinstance(context, Guest):
+            self._guests.pop(connection, None)
+        elif isinstance(context, Session) and self._hub.remove(context):
+            self._end_session(context, code, clean)
+
+    # -- from the ticker -------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        self.now = now
+        self._delivery.now = now
+        late = [connection for connection, guest in self._guests.items() if guest.deadline <= now]
+        for connection in late:
+            del self._guests[connection]
+            connection.session = None
+            connection.close(CloseCode.POLICY_VIOLATION, "no first frame named the client")
+
+    # -- sessions --------------------------------------------------------------------------------------------
+
+    def _check_room(self) -> None:
+        if (reason := self._health()) is not None:
+            raise Unavailable(reason)
+        if len(self._hub) + len(self._guests) >= self._settings.max_sessions:
+            raise Unavailable("this node is full", retry_after_s=5)
+
+    def _open_session(
+        self, connection: Connection, admitted: Admitted, client_id: str, register: Register | None = None
+    ) -> None:
+        session_id = self._session_ids.mint(client_id, time.time_ns() // 1_000_000)
+        session = Session(
+            session_id.encode(),
+            client_id,
+            connection,
+            ack=admitted.ack,
+            expires_s=admitted.expires_s,
+            device=admitted.device,
+        )
+        session.early = []
+        connection.session = session
+        self._hub.add(session)
+        try:
+            joined = self.registration.join(session)
+        except Overloaded as error:
+            self._turn_away(session, error)
+            return
+        joined.add_done_callback(partial(self._on_joined, session, admitted.subprotocol, register))
+
+    def _on_joined(
+        self,
+        session: Session,
+        subprotocol: str | None,
+        register: Register | None,
+        joined: asyncio.Future[list[Slice]],
+    ) -> None:
+        if session.session_id not in self._hub.by_id or joined.cancelled():
+            self.registration.leave(session)  # the client went away while it was being registered
+            return
+        error = joined.exception()
+        if error is not None:
+            self.registration.leave(session)
+            self._turn_away(session, error)
+            return
+        connection = session.connection
+        if not connection.open and not connection.accept(subprotocol):
+            self._hub.remove(session)  # it was refused or went away meanwhile
+            self.registration.leave(session)
+            return
+        self._welcome(session, joined.result()[0], register)
+
+    def _welcome(self, session: Session, inbox: Slice, register: Register | None) -> None:
+        self._hub.registered += 1
+        SESSIONS.set(self._hub.registered)
+        CONNECTIONS.labels("registered").inc()
+        session.connection.send(text_frame(self._connection_frame(session, inbox.held)))
+        if register is not None:
+            self._answer_register(session, register)
+        early, session.early = session.early, None
+        for frame in early or ():
+            session.connection.send(frame)
+        self.ticker.watch(session)
+        self._delivery.replay(session, inbox)
+
+    def _turn_away(self, session: Session, error: BaseException) -> None:
+        self._hub.remove(session)
+        connection = session.connection
+        connection.session = None
+        known = isinstance(error, PushfleetError)
+        if not known:
+            _log.error("registration_failed", error=type(error).__name__)
+        text = str(error) if known else "registration failed"
+        if connection.open:
+            connection.close(CloseCode.TRY_AGAIN_LATER, "not registered; try again")
+        else:
+            self._refuse(connection, 503, "unavailable", text, retry_after_s=1)
+
+    def _end_session(self, session: Session, code: int, clean: bool) -> None:
+        self._delivery.forget(session)
+        if session.early is not None:
+            return  # still being registered: _on_joined removes it
+        self._hub.registered -= 1
+        SESSIONS.set(self._hub.registered)
+        SESSIONS_ENDED.labels(str(code)).inc()
+        self.registration.leave(session)
+        _log.info(
+            "session_ended",
+            session_id=session.session_id.decode(),
+            code=code,
+            clean=clean,
+            sent=session.delivered,
+            bad_frames=session.bad_frames,
+        )
+
+    def _connection_frame(self, session: Session, pending: int) -> bytes:
+        settings = self._settings
+        now_ms = time.time_ns() // 1_000_000
+        return server_envelope(
+            MsgType.CONNECTION,
+            active_time_ms=now_ms,
+            session_id=session.session_id.decode(),
+            client_id=session.client_id,
+            message_id=self._message_ids.mint(),
+            msg={
+                "heartbeatInterval": round(settings.heartbeat_timeout_s / 3, 3),
+                "ack": session.ack,
+                "ackTimeout": settings.ack_timeout_s,
+                "maxFrame": settings.max_frame,
+                "serverTime": now_ms,
+                "pending": pending,
+            },
+            result_msg="connected",
+        )
+
+    # -- frames ----------------------------------------------------------------------------------------------
+
+    def _on_frame(self, session: Session, frame: Business | Ack | Heartbeat | Register) -> None:
+        if isinstance(frame, Ack):
+            self._delivery.ack(session, frame.message_ids)
+        elif isinstance(frame, Business):
+            self._send_upstream(session, frame)
+        elif isinstance(frame, Heartbeat):
+            CLIENT_FRAMES.labels("heartbeat").inc()
+            self._reply(session, MsgType.HEARTBEAT_ACK, message_id=frame.message_id)
+        else:
+            self._on_register(session, frame)
+
+    def _on_first_frame(
+        self, connection: Connection, guest: Guest, frame: Business | Ack | Heartbeat | Register
+    ) -> None:
+        if not isinstance(frame, Register):
+            raise BadFrame("not_registered", "the first frame has to name the client: type 7 with params.openid")
+        del self._guests[connection]
+        self._open_session(connection, guest.admitted, frame.client_id, frame)
+
+    def _send_upstream(self, session: Session, frame: Business) -> None:
+        send = UpstreamSend(
+            message_id=self._message_ids.mint(),
+            request_id=frame.request_id or mint_request_id(),
+            sender=session.client_id,
+            active_time=time.time_ns() // 1_000_000,
+            to=frame.to,
+            msg=frame.msg,
+        )
+        CLIENT_FRAMES.labels("business").inc()
+        try:
+            published = self._upstream.submit(session.client_id, send)
+        except Overloaded as error:
+            raise BadFrame("overloaded", f"{error}; try again", send.request_id, send.message_id) from None
+        published.add_done_callback(partial(self._on_published, session, send))
+
+    def _on_published(self, session: Session, send: UpstreamSend, published: asyncio.Future[list[None]]) -> None:
+        if session.session_id not in self._hub.by_id or published.cancelled():
+            return
+        error = published.exception()
+        if error is None:
+            self._reply(session, MsgType.ACK, message_id=send.message_id, request_id=send.request_id)
+            return
+        code = error.code if isinstance(error, PushfleetError) else "internal"
+        text = "not accepted; send it again with the same requestId"
+        self._reply(
+            session, MsgType.ERROR, message_id=send.message_id, request_id=send.request_id, code=code, text=text
+        )
+
+    def _on_register(self, session: Session, frame: Register) -> None:
+        if frame.client_id != session.client_id:
+            raise BadFrame("forbidden", f"params.openid: this session is {session.client_id}'s")
+        self._answer_register(session, frame)
+        if frame.login_status == "0":
+            session.connection.close(CloseCode.NORMAL, "logged out")
+
+    def _answer_register(self, session: Session, frame: Register) -> None:
+        session.user_name = frame.user_name
+        params = {
+            "openid": session.client_id,
+            "userName": frame.user_name,
+            "loginStatus": frame.login_status,
+            "sessionId": session.session_id.decode(),
+        }
+        session.connection.send(text_frame(orjson.dumps({"type": 8, "params": params, "status": 200})))
+
+    def _reply(
+        self,
+        session: Session,
+        msg_type: MsgType,
+        *,
+        message_id: str | None = None,
+        request_id: str | None = None,
+        code: str | None = None,
+        text: str | None = None,
+    ) -> None:
+        envelope = server_envelope(
+            msg_type,
+            active_time_ms=time.time_ns() // 1_000_000,
+            session_id=session.session_id.decode(),
+            client_id=session.client_id,
+            message_id=message_id,
+            request_id=request_id,
+            trigger=Trigger.WEBSOCKET,
+            result_msg=text,
+            code=code,
+        )
+        session.connection.send(text_frame(envelope))
+
+    def _on_bad_frame(self, connection: Connection, fault: BadFrame) -> None:
+        """Answered in words; the connection is kept unless it keeps offending."""
+        context = connection.session
+        if isinstance(context, Session):
+            self._reply(
+                context,
+                MsgType.ERROR,
+                message_id=fault.message_id,
+                request_id=fault.request_id,
+                code=fault.code,
+                text=str(fault),
+            )
+            if context.is_flooding_bad_frames(self.now, self._settings.bad_frames):
+                connection.close(CloseCode.POLICY_VIOLATION, "too many bad frames")
+        elif isinstance(context, Guest):
+            connection.close(CloseCode.POLICY_VIOLATION, str(fault)[:120])
+
+    # -- plain answers ---------------------------------------------------------------------------------------
+
+    def _answer_health(self, connection: Connection) -> None:
+        status, body = self.health_answer()
+        connection.refuse(status, body, {"Content-Type": _JSON})
+
+    def health_answer(self) -> tuple[int, bytes]:
+        """For /healthz, here and on the admin port."""
+        reason = self._health()
+        if reason is None:
+            return 200, orjson.dumps({"status": "ok", "nodeId": self._node_id})
+        return 503, orjson.dumps({"status": "unavailable", "nodeId": self._node_id, "reason": reason})
+
+    def _refuse(
+        self,
+        connection: Connection,
+        status: int,
+        code: str,
+        text: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        retry_after_s: int = 0,
+    ) -> None:
+        CONNECTIONS.labels(code).inc()
+        fields = {"Content-Type": _JSON, **(headers or {})}
+        if retry_after_s:
+            fields["Retry-After"] = str(retry_after_s)
+        connection.refuse(status, orjson.dumps({"code": code, "message": text}), fields)

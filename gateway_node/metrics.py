@@ -1,0 +1,16 @@
+"""The node's metrics (Prometheus); those of both roles are in shared.metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+SESSIONS = Gauge("push_node_sessions", "Sessions registered on this node")
+CONNECTIONS = Counter("push_node_connections_total", "Connections by how their handshake ended", ["outcome"])
+SESSIONS_ENDED = Counter("push_node_sessions_ended_total", "Sessions ended, by close code", ["code"])
+LINES = Counter("push_node_lines_total", "Lines of records, by what became of them", ["outcome"])
+DELIVERED = Counter("push_node_delivered_total", "Envelopes written to sessions")
+RESENT = Counter("push_node_resent_total", "Envelopes written again because no acknowledgement came")
+REPLAYED = Counter("push_node_replayed_total", "Envelopes that came from an inbox")
+RETIRED = Counter("push_node_retired_total", "Messages taken out of inboxes")
+CLIENT_FRAMES = Counter("push_node_client_frames_total", "Frames from clients, by kind", ["kind"])
+BACKLOG_LET_GO = Counter("push_node_backlog_let_go_total", "Items let go because a backlog was full", ["backlog"])

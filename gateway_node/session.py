@@ -1,0 +1,72 @@
+"""
+A session: one registered connection of a client. Pure state; what happens to it is in delivery.py and gateway.py.
+
+    registering --registered--> replaying --inbox read to its end--> live
+                                    ^                                  |
+                                    └────── behind (window full) ──────┘
+
+While a session is not live, records for it are passed over: their messages lie in the inbox, and `missed` says that the
+inbox has to be read once more before the session is live. So a client gets its messages in the inbox's order. `read_to`
+is the place up to which the inbox was read for this session: a record at or before it brings nothing new.
+"""
+
+from __future__ import annotations
+
+from gateway_node.websocket.connection import Connection
+from gateway_node.window import Window
+
+
+class Session:
+    """
+    `ack`: the client acknowledges; else a message counts as delivered once the kernel took its bytes.
+
+    `early` holds frames that came before the session was registered; None from then on. `expires_s` (epoch s, 0:
+    never) is the token's end.
+    """
+
+    __slots__ = (
+        "ack",
+        "bad_frames",
+        "bad_since",
+        "client_id",
+        "connection",
+        "delivered",
+        "device",
+        "early",
+        "expires_s",
+        "missed",
+        "read_to",
+        "replaying",
+        "session_id",
+        "user_name",
+        "want_pull",
+        "window",
+    )
+
+    def __init__(
+        self, session_id: bytes, client_id: str, connection: Connection, *, ack: bool, expires_s: float, device: str
+    ) -> None:
+        self.session_id = session_id
+        self.client_id = client_id
+        self.connection = connection
+        self.ack = ack
+        self.expires_s = expires_s
+        self.device = device
+        self.user_name: str | None = None
+        self.replaying = True
+        self.missed = False
+        self.want_pull = False
+        self.read_to = 0
+        self.early: list[bytes] | None = None
+        self.window: Window | None = None
+        self.delivered = 0
+        self.bad_frames = 0
+        self.bad_since = 0.0
+
+    def is_flooding_bad_frames(self, now: float, most: int) -> bool:
+        """Count a bad frame; whether there were more than `most` within a minute."""
+        if now - self.bad_since > 60.0:
+            self.bad_since = now
+            self.bad_frames = 0
+        self.bad_frames += 1
+        return self.bad_frames > most

@@ -1,0 +1,75 @@
+"""The node's settings; see shared.settings for how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared.ids import is_node_id
+from shared.settings import RoleSettings, port_number, seconds, setting, whole
+
+
+def _node_id(text: str) -> str:
+    if text and not is_node_id(text):
+        raise ValueError("expected ip:port as clients and ops see it, [v6]:port for IPv6")
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    patterns = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    for pattern in patterns:
+        if "://" not in pattern or pattern.endswith("/"):
+            raise ValueError("expected origins like https://app.example.com,https://*.example.com")
+    return patterns
+
+
+def _session_policy(text: str) -> str:
+    if text != "multi":
+        raise ValueError("expected multi (device and client are not available yet)")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings(RoleSettings):
+    """What a node reads besides what both roles read."""
+
+    host: str = setting(
+        "PUSH_NODE_HOST", "", "bind address of the WebSocket port; default: 0.0.0.0, with PUSH_AUTH=off 127.0.0.1"
+    )
+    port: int = setting("PUSH_NODE_PORT", 9000, "the WebSocket port; 0 takes a free one", port_number)
+    advertise: str = setting(
+        "PUSH_NODE_ADVERTISE", "", "ip:port that clients and ops see; default: bind address", _node_id
+    )
+    url: str = setting("PUSH_NODE_URL", "", "what /server/get tells clients; default ws://<nodeId>/websocket")
+    admin_host: str = setting("PUSH_ADMIN_HOST", "127.0.0.1", "bind address of the admin port")
+    admin_port: int = setting("PUSH_ADMIN_PORT", 9100, "metrics, health and counts; 0 takes a free one", port_number)
+    jwt_secret: str = setting("PUSH_JWT_SECRET", "", "HS256 secret of connect tokens, 32 bytes or more", secret=True)
+    allowed_origins: tuple[str, ...] = setting(
+        "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", _origins
+    )
+    session_policy: str = setting("PUSH_SESSION_POLICY", "multi", "multi: any number of sessions", _session_policy)
+    weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
+    max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
+    max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))
+    max_outbox: int = setting("PUSH_MAX_OUTBOX", 1 << 20, "bytes waiting for a slow consumer at most", whole(1 << 12))
+    window_messages: int = setting("PUSH_WINDOW_MESSAGES", 256, "messages a session may leave unacknowledged", whole(1))
+    window_bytes: int = setting("PUSH_WINDOW_BYTES", 1 << 20, "and their bytes", whole(1 << 10))
+    ack_timeout_s: float = setting("PUSH_ACK_TIMEOUT", 10.0, "seconds until a message is resent", seconds(0.05, 3600))
+    heartbeat_timeout_s: float = setting(
+        "PUSH_HEARTBEAT_TIMEOUT", 60.0, "seconds of silence that end a session", seconds(0.2, 86400)
+    )
+    handshake_timeout_s: float = setting(
+        "PUSH_HANDSHAKE_TIMEOUT", 10.0, "seconds a connection has until it is a session", seconds(0.1, 600)
+    )
+    bad_frames: int = setting("PUSH_BAD_FRAMES", 30, "bad frames a minute that a session may send", whole(1))
+    drain_s: float = setting("PUSH_DRAIN_SECONDS", 10.0, "seconds over which a drain closes sessions", seconds(0, 3600))
+
+    @property
+    def bind_host(self) -> str:
+        return self.host or self.default_host
+
+    def faults(self) -> Iterable[str]:
+        """What is wrong between settings."""
+        yield from self.auth_fault("PUSH_NODE_HOST", self.bind_host)
+        if self.auth == "jwt" and len(self.jwt_secret.encode()) < 32:
+            yield "PUSH_JWT_SECRET: expected 32 bytes or more with PUSH_AUTH=jwt (or PUSH_AUTH=off on loopback)"

@@ -1,0 +1,467 @@
+"""
+One WebSocket connection: the one `asyncio.Protocol` around the pure handshake and frames.
+
+Theory of operation. A connection goes through these states, never back:
+
+    OPENING   a request head is awaited, then handed up (`Upper.request_received`); then the layer above's answer
+              is awaited: `accept` or `refuse`, at once or later. Frames that come early are kept, up to a bound.
+    OPEN      messages go up, frames go down.
+    CLOSING   our close frame is on its way; the peer's is awaited, its messages are dropped.
+    ENDING    both close frames are sent, or the peer broke the protocol: TCP goes down once all is flushed. After a
+              violation only our half is closed and what still comes is thrown away, since closing a socket with
+              unread bytes resets it, and a reset may overtake the close frame that says what was wrong.
+    CLOSED    TCP is gone. `Upper.connection_closed` was called, exactly once, if the request was handed up and not
+              refused.
+
+Sending. `send` appends to the outbox; the flusher joins it into one write per turn of the loop. The transport's
+high-water mark is 0, so it says `pause_writing` as soon as the kernel refuses a byte and `resume_writing` once it
+has taken all. In between frames gather in the outbox, up to `max_outbox_bytes`; beyond it the consumer is slow: the
+outbox is dropped and a close frame 4008 is offered until the close deadline. `blocked` is the truth about delivery:
+after a flush it is False if and only if the kernel took every byte that was sent.
+
+All callbacks into the layer above come from the loop, none from inside a call of `send`, `accept`, `refuse`,
+`close` or `abort`. One that raises is logged and its connection closed with 1011.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from gateway_node.websocket.frames import (
+    ABNORMAL,
+    Binary,
+    Close,
+    Event,
+    FrameParser,
+    Ping,
+    ProtocolError,
+    close_frame,
+    pong_frame,
+)
+from gateway_node.websocket.handshake import Refused, Request, accept_upgrade, head_end, http_response, parse_request
+from shared.errors import CloseCode
+from shared.logs import get_log
+
+if TYPE_CHECKING:
+    from gateway_node.websocket.gate import Gate
+
+log = get_log("gateway")
+
+_OPENING: Final = 0
+_OPEN: Final = 1
+_CLOSING: Final = 2
+_ENDING: Final = 3
+_CLOSED: Final = 4
+
+
+class Upper(Protocol):
+    """The layer above a connection."""
+
+    now: float
+    """A coarse monotonic clock in seconds, kept by the layer above, so that no read asks the system for the time."""
+
+    def request_received(self, connection: Connection, request: Request) -> None:
+        """A request head came. To be answered with `accept` or `refuse`, now or within the handshake timeout."""
+
+    def message_received(self, connection: Connection, data: bytes) -> None:
+        """A text message came; `data` is valid UTF-8."""
+
+    def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
+        """
+        TCP is gone. `code` is the one of who closed first, 1006 if no one did; `clean`: both sides said close.
+
+        Called exactly once for an accepted connection and for one that is lost before its request was answered;
+        never after `refuse` or after an `accept` that returned False because of the request.
+        """
+
+    def drained(self, connection: Connection) -> None:
+        """The kernel has taken everything sent so far, after it had refused some."""
+
+
+class _Opening:
+    """What a connection needs until its request is answered."""
+
+    __slots__ = ("received", "request", "searched")
+
+    def __init__(self) -> None:
+        self.received = b""  # of the head; behind it once `request` is set
+        self.searched = 0
+        self.request: Request | None = None
+
+
+class Connection(asyncio.Protocol):
+    """
+    A connection. `session` belongs to the layer above; `seen` is the time (`Upper.now`) of the last bytes.
+
+    `blocked` is False if and only if the kernel took every byte that was sent and flushed.
+    """
+
+    __slots__ = (
+        "_clean",
+        "_dirty",
+        "_end_code",
+        "_end_reason",
+        "_gate",
+        "_opening",
+        "_outbox",
+        "_parser",
+        "_paused",
+        "_pong",
+        "_queued",
+        "_state",
+        "_told",
+        "_transport",
+        "_truncated",
+        "_upper",
+        "blocked",
+        "seen",
+        "session",
+    )
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._upper = gate.upper
+        self._transport: asyncio.Transport | None = None
+        self._parser: FrameParser | None = None
+        self._opening: _Opening | None = _Opening()
+        self._outbox: list[bytes] | None = None
+        self._queued = 0  # bytes in the outbox
+        self._pong: bytes | None = None  # the latest pong that is due while the kernel takes nothing
+        self._state = _OPENING
+        self._paused = False  # between pause_writing and resume_writing
+        self._dirty = False  # marked with the flusher
+        self._truncated = False  # frames that were sent were dropped
+        self._told = False  # connection_closed is due
+        self._end_code = ABNORMAL
+        self._end_reason = ""
+        self._clean = False
+        self.blocked = False
+        self.seen = gate.upper.now
+        self.session: Any = None
+
+    # What the layer above calls.
+
+    @property
+    def open(self) -> bool:
+        """Whether frames can be sent."""
+        return self._state == _OPEN
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, without its port; empty once TCP is gone."""
+        name = None if self._transport is None else self._transport.get_extra_info("peername")
+        return str(name[0]) if name else ""
+
+    @property
+    def outbox_bytes(self) -> int:
+        """Bytes that were sent and the kernel has not taken."""
+        return self._queued + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    def accept(self, subprotocol: str | None = None) -> bool:
+        """
+        Answer the request with 101. Frames can be sent from here on.
+
+        False if it is no longer to be answered or is no good opening handshake; the latter is refused here.
+        """
+        opening = self._opening
+        if opening is None or opening.request is None or self._transport is None:
+            return False
+        try:
+            response = accept_upgrade(opening.request, subprotocol)
+        except Refused as refusal:
+            self._refuse(refusal)
+            return False
+        self._opening = None
+        self._gate.opening.drop(self)
+        limits = self._gate.limits
+        self._parser = FrameParser(limits.max_message, limits.max_fragments, opening.received or None)
+        self._state = _OPEN
+        self.seen = self._upper.now
+        self._enqueue(response)
+        if opening.received:
+            self._gate.call_soon(self._take_early)
+        return True
+
+    def refuse(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Answer the request with a plain HTTP response and close. Nothing if it is no longer to be answered."""
+        opening = self._opening
+        if opening is None or self._transport is None:
+            return
+        self._told = False
+        self._opening = None
+        self._enqueue(http_response(status, body, headers))
+        self._end(linger=bool(opening.received))
+
+    def send(self, frame: bytes) -> bool:
+        """
+        Write a frame at the end of this turn of the loop, or when the kernel takes bytes again.
+
+        False if the connection is not open: nothing of the frame is sent then.
+        """
+        if self._state != _OPEN:
+            return False
+        outbox = self._outbox
+        if outbox is None:
+            self._outbox = [frame]
+        else:
+            outbox.append(frame)
+        self._queued += len(frame)
+        if self._paused:
+            if self.outbox_bytes > self._gate.limits.max_outbox_bytes:
+                self._cut_slow_consumer()
+                return False
+        elif not self._dirty:
+            self._dirty = True
+            self._gate.flusher.mark(self)
+        elif self._queued > self._gate.limits.max_outbox_bytes:
+            self.flush()
+            self._dirty = True  # it is still marked
+        return True
+
+    def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
+        """
+        Close with the frames sent so far going first (RFC 6455 section 7.1.2); cut after the close timeout.
+
+        A connection whose request was not answered is refused with 503. Nothing if it closes already.
+        """
+        if self._state == _OPENING:
+            self.refuse(503, b"", {"Retry-After": "1"})
+        elif self._state == _OPEN:
+            self._state = _CLOSING
+            self._end_code, self._end_reason = code, reason
+            self._enqueue(close_frame(code, reason))
+            self._gate.closing.add(self, self._upper.now)
+
+    def abort(self) -> None:
+        """Cut TCP at once; what the kernel has not taken is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What the gate calls.
+
+    def flush(self) -> None:
+        """Give the outbox to the kernel, in one write, unless it refuses bytes."""
+        self._dirty = False
+        outbox = self._outbox
+        if outbox is None or self._paused or self._transport is None:
+            return
+        self._write(self._transport, outbox)
+
+    def opening_expired(self) -> None:
+        """The handshake took too long."""
+        opening = self._opening
+        if opening is None or self._transport is None:
+            return
+        if opening.request is not None:
+            told = self._told
+            self.refuse(503, b"", {"Retry-After": "1"})
+            self._told = told  # the layer above is still at work on it
+        elif opening.received:
+            self.refuse(408, b"")
+        else:
+            self.abort()
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)
+        self._gate.alive += 1
+        self._gate.opening.add(self, self._upper.now)
+
+    def data_received(self, data: bytes) -> None:
+        self.seen = self._upper.now
+        if self._parser is not None:
+            self._frames_received(self._parser, data)
+        elif self._opening is not None:
+            self._head_received(self._opening, data)
+
+    def eof_received(self) -> None:
+        # A peer that half-closes without a close frame is gone (RFC 6455 section 7.1.5 calls it abnormal); what was
+        # sent is still flushed. After a violation it is what was waited for.
+        if self._state != _ENDING:
+            self._end(linger=False)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._pong is not None and self._state == _OPEN:
+            self._enqueue(self._pong)
+        self._pong = None
+        self.blocked = self._truncated
+        self.flush()
+        if not self.blocked and self._told:
+            self._call(self._upper.drained)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = _CLOSED
+        self._transport = None
+        self._opening = None
+        self._parser = None
+        if self._outbox is not None:
+            self._outbox = None
+            self._queued = 0
+            self.blocked = True
+        gate = self._gate
+        gate.alive -= 1
+        gate.opening.drop(self)
+        gate.closing.drop(self)
+        if not self._told:
+            return
+        self._told = False
+        try:
+            self._upper.connection_closed(self, self._end_code, self._end_reason, self._clean)
+        except Exception:
+            log.error("the layer above failed at a closed connection", exc_info=True)
+
+    # Opening.
+
+    def _head_received(self, opening: _Opening, data: bytes) -> None:
+        received = opening.received = opening.received + data
+        limits = self._gate.limits
+        if opening.request is not None:
+            if len(received) > limits.max_early_bytes and self._transport is not None:
+                self._transport.pause_reading()
+            return
+        try:
+            end = head_end(received, opening.searched, limits.max_head)
+            if end < 0:
+                opening.searched = len(received)
+                return
+            request = parse_request(received[:end])
+        except Refused as refusal:
+            self._refuse(refusal)
+            return
+        opening.received = received[end:]
+        opening.request = request
+        self._told = True
+        try:
+            self._upper.request_received(self, request)
+        except Exception:
+            log.error("the layer above failed at a request", path=request.path, exc_info=True)
+            self.refuse(500, b"")
+            self.close(CloseCode.INTERNAL_ERROR)
+
+    def _refuse(self, refusal: Refused) -> None:
+        headers = {"Content-Type": "text/plain", **refusal.headers}
+        self.refuse(refusal.status, f"{refusal}\n".encode(), headers)
+
+    def _take_early(self) -> None:
+        """Parse what came behind the request head before it was answered."""
+        if self._parser is not None and self._transport is not None:
+            self._transport.resume_reading()
+            self._frames_received(self._parser, b"")
+
+    # Frames.
+
+    def _frames_received(self, parser: FrameParser, data: bytes) -> None:
+        if self._state > _CLOSING:
+            return
+        try:
+            self._deliver(parser.feed(data))
+        except ProtocolError as violation:
+            self._deliver(violation.events)
+            self._violated(violation)
+
+    def _deliver(self, events: list[Event]) -> None:
+        upper = self._upper
+        try:
+            for event in events:
+                if type(event) is bytes:
+                    if self._state == _OPEN:
+                        upper.message_received(self, event)
+                else:
+                    self._deliver_other(event)
+        except Exception:
+            log.error("the layer above failed at a message", exc_info=True)
+            self.close(CloseCode.INTERNAL_ERROR)
+
+    def _deliver_other(self, event: Event) -> None:
+        if isinstance(event, Close):
+            self._close_received(event)
+        elif self._state != _OPEN:
+            return
+        elif isinstance(event, Ping):
+            if self._paused:
+                # RFC 6455 section 5.5.3 lets the latest ping stand for all: a flood of them fills nothing.
+                self._pong = pong_frame(event.payload)
+            else:
+                self._enqueue(pong_frame(event.payload))
+        elif isinstance(event, Binary):
+            if self._gate.on_binary is None:
+                self.close(CloseCode.UNSUPPORTED_DATA, "binary frames are not taken")
+            else:
+                self._gate.on_binary(self, event.payload)
+
+    # Closing.
+
+    def _close_received(self, event: Close) -> None:
+        self._clean = True
+        if self._state == _OPEN:
+            self._end_code, self._end_reason = event.code, event.reason
+            self._enqueue(close_frame(event.code))
+        self._end(linger=False)
+
+    def _violated(self, violation: ProtocolError) -> None:
+        if self._state == _OPEN:
+            self._end_code, self._end_reason = violation.code, str(violation)
+            self._enqueue(close_frame(violation.code, str(violation)))
+        if self._state != _ENDING:
+            self._end(linger=True)
+
+    def _cut_slow_consumer(self) -> None:
+        self._state = _CLOSING
+        self._truncated = True
+        self._end_code, self._end_reason = CloseCode.SLOW_CONSUMER, "slow consumer"
+        frame = close_frame(self._end_code, self._end_reason)
+        self._outbox = [frame]
+        self._queued = len(frame)
+        self._gate.closing.add(self, self._upper.now)
+
+    def _end(self, linger: bool) -> None:
+        """Hand the outbox to the transport and take TCP down behind it; `linger` until the peer closes its half."""
+        transport = self._transport
+        self._state = _ENDING
+        if transport is None:
+            return
+        self._opening = None
+        self._gate.opening.drop(self)
+        self._gate.closing.add(self, self._upper.now)
+        if self._outbox is not None:
+            self._write(transport, self._outbox)
+        if linger and transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+        else:
+            transport.close()
+
+    # Writing.
+
+    def _enqueue(self, frame: bytes) -> None:
+        """What is not the layer above's, so does not count against the bound: an answer, a pong, a close frame."""
+        if self._outbox is None:
+            self._outbox = [frame]
+        else:
+            self._outbox.append(frame)
+        self._queued += len(frame)
+        if not self._dirty and not self._paused:
+            self._dirty = True
+            self._gate.flusher.mark(self)
+
+    def _write(self, transport: asyncio.Transport, outbox: list[bytes]) -> None:
+        self._outbox = None
+        self._queued = 0
+        transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
+        if transport.is_closing():
+            self.blocked = True  # the write found a dead socket: nothing says how much was taken
+
+    def _call(self, callback: Callable[[Connection], None]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            log.error("the layer above failed", exc_info=True)
+            self.close(CloseCode.INTERNAL_ERROR)

@@ -1,0 +1,150 @@
+"""
+What the connections of one node's event loop share: the layer above, limits, the flusher, deadlines.
+
+Theory of operation. A connection owns no task, timer or queue. Frames that were sent are flushed by the `Flusher`
+at the end of the loop's turn, one write a connection, since a system call costs more than everything else about a
+frame. Whatever has a deadline (a handshake, a closing) stands in a dict of `Deadlines`, in the order of its
+deadline because all of a kind have the same time; the node's one ticker calls `Gate.tick` with the time, which
+looks at the heads of the dicts. Times are the layer above's coarse clock, `Upper.now`, in seconds.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway_node.websocket.connection import Connection
+from shared.logs import get_log
+
+if TYPE_CHECKING:
+    from gateway_node.websocket.connection import Upper
+
+log = get_log("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a connection, in bytes and seconds."""
+
+    max_head: int = 8192
+    """A request head; 431 beyond."""
+    max_early_bytes: int = 16384
+    """What is kept of frames that come before the request is answered; reading pauses beyond."""
+    max_message: int = 65536
+    """A message of a client; 1009 beyond."""
+    max_fragments: int = 1024
+    """Frames of one message; 1008 beyond."""
+    max_outbox_bytes: int = 1 << 20
+    """What the kernel has not taken of what was sent; 4008 beyond."""
+    handshake_timeout_s: float = 10.0
+    """From the connection to the answer to its request."""
+    close_timeout_s: float = 5.0
+    """From the start of a close to the end of TCP; cut off beyond."""
+
+
+class Flusher:
+    """Flushes the connections that have something to write, once per turn of the loop."""
+
+    __slots__ = ("_dirty", "_loop")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._dirty: list[Connection] = []
+
+    def mark(self, connection: Connection) -> None:
+        """Have `connection` flushed at the end of this turn; a connection marks itself once until it is."""
+        dirty = self._dirty
+        if not dirty:
+            self._loop.call_soon(self._flush)
+        dirty.append(connection)
+
+    def _flush(self) -> None:
+        dirty = self._dirty
+        self._dirty = []
+        for connection in dirty:
+            try:
+                connection.flush()
+            except Exception:  # one transport's fault is not the others'
+                log.error("a connection could not be flushed", exc_info=True)
+                connection.abort()
+
+
+class Deadlines:
+    """Connections of which each has the same time from the moment it was added, so the first added is due first."""
+
+    __slots__ = ("_due", "_timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._due: dict[Connection, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, connection: Connection, now: float) -> None:
+        """Start the connection's time, unless it runs already."""
+        self._due.setdefault(connection, now + self._timeout_s)
+
+    def drop(self, connection: Connection) -> None:
+        self._due.pop(connection, None)
+
+    def expired(self, now: float) -> list[Connection]:
+        """Take out those whose time is over."""
+        over: list[Connection] = []
+        for connection, due in self._due.items():
+            if due > now:
+                break
+            over.append(connection)
+        for connection in over:
+            del self._due[connection]
+        return over
+
+    def all(self) -> list[Connection]:
+        return list(self._due)
+
+
+class Gate:
+    """
+    Makes connections and holds what they share. `alive` counts the TCP connections there are.
+
+    `on_binary` takes binary messages; without it one closes the connection with 1003.
+    """
+
+    __slots__ = ("_loop", "alive", "closing", "flusher", "limits", "on_binary", "opening", "upper")
+
+    def __init__(
+        self,
+        upper: Upper,
+        loop: AbstractEventLoop,
+        limits: Limits | None = None,
+        on_binary: Callable[[Connection, bytes], None] | None = None,
+    ) -> None:
+        self.upper = upper
+        self.limits = limits or Limits()
+        self.on_binary = on_binary
+        self.flusher = Flusher(loop)
+        self.opening = Deadlines(self.limits.handshake_timeout_s)
+        self.closing = Deadlines(self.limits.close_timeout_s)
+        self.alive = 0
+        self._loop = loop
+
+    def connection(self) -> Connection:
+        """The protocol factory to give to `loop.create_server`."""
+        return Connection(self)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
+    def tick(self, now: float) -> None:
+        """End what is overdue at `now`. To be called every second or so, with the clock of `Upper.now`."""
+        for connection in self.opening.expired(now):
+            connection.opening_expired()
+        for connection in self.closing.expired(now):
+            connection.abort()
+
+    def abort_unopened(self) -> None:
+        """Cut every connection that is not open: those whose handshake is under way and those that are closing."""
+        for connection in self.opening.all() + self.closing.all():
+            connection.abort()

@@ -1,0 +1,143 @@
+"""
+The window of a session: messages sent and not yet acknowledged. Pure.
+
+It is bounded in messages and bytes. Beyond it messages wait in the client's inbox, and the next slice is pulled when
+the window has drained to half. A message whose acknowledgement does not come is due again after a time-out that
+doubles with each try, a bounded number of tries; then it stays in the window, silent, and the next session gets it.
+
+A message is *known* while it is in the window and for a while after it left: a record that the bus brings twice is seen
+by that. (That the same message comes by replay and by record is seen by its order: see session.py.) Known ids are kept
+in two generations, each bounded.
+"""
+
+from __future__ import annotations
+
+_MOST_TRIES = 5
+_GENERATION = 64
+_NEVER = float("inf")
+
+
+class Unacked:
+    """A message on its way. `due` is on the clock of the caller's `now`."""
+
+    __slots__ = ("due", "envelope", "expires_ms", "tries")
+
+    def __init__(self, envelope: bytes, expires_ms: int, due: float) -> None:
+        self.envelope = envelope
+        self.expires_ms = expires_ms
+        self.due = due
+        self.tries = 1
+
+    def next_try(self, now: float, timeout_s: float) -> tuple[bytes, ...]:
+        """What to send now: the envelope, or nothing when it was tried often enough."""
+        if self.tries >= _MOST_TRIES:
+            self.due = _NEVER
+            return ()
+        self.due = now + timeout_s * 2**self.tries
+        self.tries += 1
+        return (self.envelope,)
+
+
+class Recent:
+    """Remembers at least the last 64 of what was added, in two generations."""
+
+    __slots__ = ("_new", "_old")
+
+    def __init__(self) -> None:
+        self._new: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def __contains__(self, item: bytes) -> bool:
+        return item in self._new or item in self._old
+
+    def add(self, item: bytes) -> None:
+        if len(self._new) >= _GENERATION:
+            self._old = self._new
+            self._new = set()
+        self._new.add(item)
+
+    def age(self) -> bool:
+        """Forget the older generation; whether nothing is left."""
+        self._old = self._new
+        self._new = set()
+        return not self._old
+
+
+class Window:
+    """See the module. Ids are 32 hex digits as bytes."""
+
+    __slots__ = ("_most_bytes", "_most_messages", "_recent", "_unacked", "bytes", "next_due")
+
+    def __init__(self, most_messages: int, most_bytes: int) -> None:
+        self._most_messages = most_messages
+        self._most_bytes = most_bytes
+        self._unacked: dict[bytes, Unacked] = {}
+        self._recent: Recent | None = None
+        self.bytes = 0
+        self.next_due = _NEVER  # nothing is due before it
+
+    def __len__(self) -> int:
+        return len(self._unacked)
+
+    def knows(self, message_id: bytes) -> bool:
+        if message_id in self._unacked:
+            return True
+        return self._recent is not None and message_id in self._recent
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of `size` bytes may be sent now; an empty window takes any."""
+        if not self._unacked:
+            return True
+        return len(self._unacked) < self._most_messages and self.bytes + size <= self._most_bytes
+
+    def is_half_empty(self) -> bool:
+        """Whether it is time to pull the next slice."""
+        return 2 * len(self._unacked) <= self._most_messages and 2 * self.bytes <= self._most_bytes
+
+    def add(self, message_id: bytes, envelope: bytes, expires_ms: int, due: float) -> None:
+        self._unacked[message_id] = Unacked(envelope, expires_ms, due)
+        self.bytes += len(envelope)
+        if due < self.next_due:
+            self.next_due = due
+
+    def remember(self, message_id: bytes) -> None:
+        """A message that needs no acknowledgement was sent."""
+        if self._recent is None:
+            self._recent = Recent()
+        self._recent.add(message_id)
+
+    def ack(self, message_id: bytes) -> bool:
+        """It was acknowledged; whether it was in the window."""
+        unacked = self._unacked.pop(message_id, None)
+        if unacked is None:
+            return False
+        self.bytes -= len(unacked.envelope)
+        self.remember(message_id)
+        return True
+
+    def ack_all(self) -> list[bytes]:
+        """All of them were acknowledged; their ids."""
+        ids = list(self._unacked)
+        for message_id in ids:
+            self.remember(message_id)
+        self._unacked.clear()
+        self.bytes = 0
+        return ids
+
+    def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
+        """Envelopes to send again now; each gets its next time-out. Expired ones leave the window."""
+        again: list[bytes] = []
+        self.next_due = _NEVER
+        for message_id, unacked in list(self._unacked.items()):
+            if unacked.due <= now:
+                if unacked.expires_ms <= now_ms:
+                    self.ack(message_id)
+                    continue
+                again += unacked.next_try(now, timeout_s)
+            self.next_due = min(self.next_due, unacked.due)
+        return again
+
+    def age(self) -> None:
+        """Called now and then: forget ids that left long ago."""
+        if self._recent is not None and self._recent.age():
+            self._recent = None
