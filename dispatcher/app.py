@@ -1,0 +1,159 @@
+"""
+A dispatcher's life: open the port, reach Redis and the bus, serve; then finish what was accepted and leave.
+
+The HTTP port is open from the start, so that /healthz can say what is missing; sends are answered 503 until Redis and
+the bus were reached once and the table of nodes was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+
+from prometheus_client import REGISTRY
+
+from dispatcher.api import Api
+from dispatcher.callers import Callers, load_keys
+from dispatcher.idempotency import Idempotency
+from dispatcher.metrics import Tally
+from dispatcher.nodes import LiveNodes
+from dispatcher.placement import Placement
+from dispatcher.publisher import Publisher
+from dispatcher.push import Push
+from dispatcher.quota import Quotas
+from dispatcher.settings import DispatcherSettings
+from dispatcher.upstream import QUEUES, UpstreamTaker
+from shared.backoff import Backoff
+from shared.bus import open_bus
+from shared.errors import PushfleetError
+from shared.inbox import Inbox
+from shared.logs import OncePerSecond, get_log
+from shared.registry import Registry
+from shared.store import Store
+from shared.tokens import TokenVerifier
+from shared.upstream import upstream_topic
+
+_FINISH_S = 10.0
+_log = get_log("dispatcher")
+
+
+async def run(settings: DispatcherSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then finish what was accepted. Raises SystemExit when the port cannot be opened."""
+    dispatcher = Dispatcher(settings)
+    try:
+        await dispatcher.open()
+        await stop.wait()
+    finally:
+        await dispatcher.close()
+
+
+class Dispatcher:
+    """The parts of a dispatcher and the order they start and stop in."""
+
+    def __init__(self, settings: DispatcherSettings) -> None:
+        self._settings = settings
+        namespace = settings.namespace
+        self._store = Store(settings.redis_url, namespace=namespace)
+        self._bus = open_bus(settings.bus, namespace=namespace)
+        inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
+        self._nodes = LiveNodes(self._store, Registry(self._store), namespace=namespace, lease_s=settings.lease_s)
+        self._tally = Tally()
+        self._push = Push(inbox, self._nodes, Publisher(self._bus), Idempotency(self._store), self._tally)
+        self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
+        self._placement = Placement(self._store, self._nodes)
+        self._quotas = Quotas(self._store)
+        self._api = Api(
+            push=self._push,
+            placement=self._placement,
+            callers=Callers(load_keys(settings.api_keys) if settings.auth != "off" else None),
+            quotas=self._quotas,
+            tokens=TokenVerifier(settings.jwt_secret) if settings.jwt_secret else None,
+            tally=self._tally,
+            health=self.health,
+        )
+        self._start: asyncio.Task[None] | None = None
+        self._missing = "starting: waiting for Redis and the bus"
+        self._complaint = OncePerSecond()
+
+    async def open(self) -> None:
+        """Open the port and start what brings the dispatcher up; returns at once. Raises SystemExit."""
+        settings = self._settings
+        try:
+            await self._api.http.open(settings.http_host, settings.http_port)
+        except OSError as error:
+            where = f"PUSH_HTTP_HOST={settings.http_host!r}, PUSH_HTTP_PORT={settings.http_port}"
+            print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None
+        REGISTRY.register(self._tally)
+        self._warn()
+        _log.info("listening", http_host=settings.http_host, http_port=self._api.http.port)
+        self._start = asyncio.create_task(self._come_up(), name="start")
+
+    def health(self) -> str:
+        """Why sends are not taken now; "" when they are."""
+        if self._missing:
+            return self._missing
+        if not self._store.available:
+            return "Redis does not answer"
+        if not self._bus.connected:
+            return "the bus does not answer"
+        return ""
+
+    async def close(self) -> None:
+        """Take no more, finish what was accepted, close."""
+        self._missing = "stopping"
+        if self._start is not None:
+            self._start.cancel()
+            await asyncio.wait((self._start,))
+        await asyncio.gather(self._api.http.close(_FINISH_S), self._upstream.close(_FINISH_S))
+        try:
+            async with asyncio.timeout(_FINISH_S):
+                await self._push.close()
+                await self._quotas.close()
+                await self._placement.close()
+        except TimeoutError:
+            _log.warning("sends_given_up")
+        await self._nodes.close()
+        await self._bus.close()
+        await self._store.close()
+        if self._start is not None:
+            REGISTRY.unregister(self._tally)
+            _log.info("stopped")
+
+    async def _come_up(self) -> None:
+        pause = Backoff(0.1, 1.0)
+        while True:
+            try:
+                await self._connect()
+                break
+            except PushfleetError as error:
+                self._missing = f"starting: {error}"
+                if self._complaint.due():
+                    _log.warning("waiting", reason=str(error))
+            except Exception as error:
+                self._missing = "starting: internal error"
+                if self._complaint.due():
+                    _log.error("start_failed", exc_info=error)
+            await asyncio.sleep(pause.next_s())
+        self._missing = ""
+        self._api.started = True
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)  # requests leave few cycles; each full pass over the heap is a pause
+        _log.info("ready", http_port=self._api.http.port, bus=self._settings.bus.partition(":")[0])
+
+    async def _connect(self) -> None:
+        await self._store.ping()
+        if self._settings.create_topics:
+            await self._bus.ensure_topic(upstream_topic(self._settings.namespace), queues=QUEUES)
+        await self._nodes.start()
+        await self._upstream.start()
+
+    def _warn(self) -> None:
+        if self._settings.auth == "off":
+            _log.warning("authentication_is_off", effect="anybody may send to anybody; for development only")
+            return
+        plain = [entry.name for entry in load_keys(self._settings.api_keys) if entry.key]
+        if plain:
+            _log.warning("plain_api_keys", names=plain, advice="put the key's SHA-256 as `sha256` instead of `key`")

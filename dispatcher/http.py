@@ -1,0 +1,219 @@
+"""
+The HTTP port: one low-level aiohttp server, paths looked up whole, errors translated in one place.
+
+Answers to POST are written to the transport as prepared bytes (`PostAnswer`): building a `web.Response` costs about as
+much as all that the dispatcher does for a send to one target. Everything else uses `web.Response`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from dispatcher.answers import failure
+from dispatcher.metrics import Tally
+from shared.errors import BadRequest, BodyTooLarge, Overloaded, PushfleetError
+from shared.logs import get_log
+
+MOST_BODY = 1 << 20
+_MOST_IN_FLIGHT = 2048
+_MOST_SLOW_BYTES = 128 << 20
+_BODY_S = 30.0
+_MOST_UNREAD_BYTES = 8 << 20
+_log = get_log("dispatcher")
+
+Endpoint = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class BodyTimeout(BadRequest):
+    code = "body_timeout"
+    status = 408
+
+
+class PostAnswer(web.StreamResponse):
+    """
+    A whole JSON answer to a POST, as bytes. `headers` is text: "Name: value\\r\\n" each.
+
+    It stands in for a StreamResponse with the four things that the server asks of one, and leaves the base class's
+    costly state unset.
+    """
+
+    __slots__ = ("_alive", "_bytes", "_fields")
+
+    def __init__(self, body: bytes, *, status: int = 200, headers: str = "") -> None:
+        self._status = status
+        self._bytes = body
+        self._fields = headers
+        self._alive: bool | None = True
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return self._alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        self._alive = alive = request.keep_alive
+        transport = request.transport
+        if transport is None:
+            return None
+        if transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
+            transport.abort()  # it sends and never reads
+            return None
+        if not alive:
+            connection = "Connection: close\r\n"
+        elif request.version.minor == 0:
+            connection = "Connection: keep-alive\r\n"
+        else:
+            connection = ""
+        head = f"{_status_and_date(self._status)}{connection}{self._fields}Content-Length: {len(self._bytes)}\r\n\r\n"
+        transport.write(head.encode("latin-1") + self._bytes)
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""
+
+
+_heads: dict[int, str] = {}
+_heads_second = 0
+
+
+def _status_and_date(status: int) -> str:
+    """The head up to the Date, which changes once a second."""
+    global _heads_second
+    second = int(time.time())
+    if second != _heads_second:
+        _heads.clear()
+        _heads_second = second
+    head = _heads.get(status)
+    if head is None:
+        head = _heads[status] = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
+            f"Date: {formatdate(second, usegmt=True)}\r\n"
+        )
+    return head
+
+
+class HttpPort:
+    """Listens, finds the endpoint, and turns what it raises into an answer."""
+
+    __slots__ = ("_closing", "_endpoints", "_idle", "_listener", "_server", "_slow_bytes", "_tally", "port")
+
+    def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint]], tally: Tally) -> None:
+        """`endpoints`: path -> method -> endpoint."""
+        self._endpoints = endpoints
+        self._tally = tally
+        self._slow_bytes = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
+        self._server: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+        self.port = 0
+
+    async def open(self, host: str, port: int) -> None:
+        """Raises OSError."""
+        self._server = web.Server(self._serve, access_log=None, keepalive_timeout=75.0, lingering_time=2.0)
+        listener = await asyncio.get_running_loop().create_server(self._server, host, port, backlog=1024)
+        self._listener = listener
+        self.port = listener.sockets[0].getsockname()[1]
+        for sock in listener.sockets:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def close(self, patience_s: float) -> None:
+        """Accept no more, finish what was accepted for at most `patience_s`, close all connections."""
+        self._closing = True
+        if self._listener is None or self._server is None:
+            return
+        self._listener.close()
+        self._server.pre_shutdown()
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("requests_given_up", requests=self._tally.in_flight)
+        await self._server.shutdown(1.0)
+
+    async def read_body(self, request: web.BaseRequest) -> bytes:
+        """Raises BodyTooLarge, BodyTimeout, Overloaded."""
+        content = request.content
+        if content.is_eof():
+            body = content.read_nowait(-1)
+            if len(body) > MOST_BODY:
+                raise BodyTooLarge(f"the body: {len(body)} bytes, at most {MOST_BODY}")
+            return body
+        return await self._read_slow_body(request)
+
+    async def _read_slow_body(self, request: web.BaseRequest) -> bytes:
+        length = request.content_length
+        if length is not None and length > MOST_BODY:
+            raise BodyTooLarge(f"the body: {length} bytes, at most {MOST_BODY}")
+        size = MOST_BODY if length is None else length
+        if self._slow_bytes + size > _MOST_SLOW_BYTES:
+            raise Overloaded("too many bodies are being received")
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._slow_bytes += size
+        try:
+            async with asyncio.timeout(_BODY_S):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise BodyTooLarge(f"the body: at most {MOST_BODY} bytes") from None
+        except TimeoutError:
+            raise BodyTimeout(f"the body did not arrive within {_BODY_S:g} s") from None
+        finally:
+            self._slow_bytes -= size
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        tally = self._tally
+        tally.in_flight += 1
+        try:
+            if tally.in_flight > _MOST_IN_FLIGHT:
+                raise Overloaded(f"{_MOST_IN_FLIGHT} requests are under way")
+            methods = self._endpoints.get(request.rel_url.path)
+            endpoint = None if methods is None else methods.get(request.method)
+            if endpoint is None:
+                return _no_endpoint(methods)
+            self._idle.clear()
+            return await endpoint(request)
+        except PushfleetError as error:
+            if error.status >= 500 and error.status != 503:
+                _log.error("request_failed", path=request.rel_url.path, code=error.code, reason=str(error))
+            return error_answer(error)
+        except (web.RequestPayloadError, ConnectionError):
+            return web.Response(status=400)  # its sender is gone
+        except Exception:
+            _log.exception("request_failed", path=request.rel_url.path)
+            return four_fields(500, failure(500, "internal error"))
+        finally:
+            tally.in_flight -= 1
+            if not tally.in_flight:
+                self._idle.set()
+
+
+def four_fields(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A four-field answer as a web.Response."""
+    return web.Response(
+        status=status, body=body, headers={"Content-Type": "application/json; charset=utf-8", **(headers or {})}
+    )
+
+
+def error_answer(error: PushfleetError) -> web.Response:
+    headers = {}
+    if error.retry_after_s:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return four_fields(error.status, failure(error.status, str(error)), headers)
+
+
+def _no_endpoint(methods: Mapping[str, Endpoint] | None) -> web.Response:
+    if methods is None:
+        return four_fields(404, failure(404, "no such path; see /openapi.json"))
+    allowed = ", ".join(methods)
+    return four_fields(405, failure(405, f"this path takes {allowed}"), {"Allow": allowed})

@@ -1,0 +1,388 @@
+"""
+The use case: a send becomes stored messages and records on the topics of just the nodes concerned.
+
+    begin (only with a requestId) -> store and read routes -> group by node -> publish -> end
+
+All sends of a call go through each step together, and each step batches with whatever other calls bring.
+
+| what happens                                    | outcome of the send                                           |
+|-------------------------------------------------|---------------------------------------------------------------|
+| stored, a session on a live node                | 200; the target is online                                     |
+| stored, no session on a live node               | 200; the target is in `content`, its inbox keeps the message  |
+| `durable:false`, no session on a live node      | 200; the target is in `content`, the message is gone          |
+| the inbox is full                               | 200; the target is in `content`, nothing is sent to it        |
+| the node's topic is gone                        | as no session: the node ended since its lease was read        |
+| to everyone                                     | 200, `content` null: one line to each live node               |
+| the same requestId, done                        | the first answer                                              |
+| the same requestId, at work elsewhere           | its answer once it is there; 503 after 5 s                    |
+| the same requestId, another body                | 409                                                           |
+| Redis does not answer                           | 503; what was stored is delivered, a retry has the same id    |
+| the bus does not answer                         | 503; durable messages are stored all the same                 |
+| too much under way                              | 429; nothing of the send was taken                            |
+
+"A retry has the same id" holds for sends with a requestId: the messageId of the first try stays with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from dispatcher.answers import id_list
+from dispatcher.idempotency import Ask, Begun, Idempotency, State, fingerprint
+from dispatcher.metrics import NODE_TOPICS_MISSING, Tally
+from dispatcher.nodes import LiveNodes
+from dispatcher.publisher import Line, Publisher
+from dispatcher.requests import Send
+from shared.batching import Batcher
+from shared.envelope import Trigger, business_template, cut_template, fill_cut
+from shared.errors import Conflict, Overloaded, PushfleetError, StoreUnavailable, TopicMissing
+from shared.ids import MessageIdMint, mint_request_id
+from shared.inbox import Inbox, Stored, StoredMessage, Target
+from shared.logs import OncePerSecond, get_log
+from shared.record import Kind, encode_line, line_head
+
+_MOST_VOLUME = 256 << 20
+_log = get_log("dispatcher")
+_mint = MessageIdMint().mint
+
+
+class Order:
+    """
+    A send on its way. After `Push.send_all` either `error` says why it failed, or `content` is the JSON list of the
+    targets that are not online (None: all are). `message_id` and `request_id` are those of the first try.
+    """
+
+    __slots__ = (
+        "active_time_ms",
+        "ask",
+        "broken",
+        "caller",
+        "content",
+        "error",
+        "expires_ms",
+        "head",
+        "kind",
+        "message_id",
+        "offline",
+        "out_of_order",
+        "request_id",
+        "send",
+        "sender",
+        "tail",
+        "template",
+        "trigger",
+    )
+
+    def __init__(
+        self, send: Send, *, caller: str, sender: str, trigger: Trigger, message_id: str = "", active_time_ms: int = 0
+    ) -> None:
+        self.send = send
+        self.caller = caller
+        self.sender = sender
+        self.trigger = trigger
+        self.message_id = message_id or _mint()
+        self.active_time_ms = active_time_ms or time.time_ns() // 1_000_000
+        self.request_id: str = send.request_id or mint_request_id()
+        self.ask: Ask | None = None
+        self.content: bytes | None = None
+        self.error: PushfleetError | None = None
+
+    def prepare(self) -> StoredMessage:
+        """Build what is the same for all targets, anew for each try. Gives the message to store."""
+        send = self.send
+        self.offline: list[str] = []
+        self.out_of_order = False
+        self.error = None
+        self.expires_ms = self.active_time_ms + send.ttl_ms
+        self.template = template = business_template(
+            active_time_ms=self.active_time_ms,
+            sender=self.sender,
+            message_id=self.message_id,
+            msg=send.msg,
+            request_id=self.request_id,
+            trigger=self.trigger,
+        )
+        self.head, self.tail = cut_template(template)
+        self.kind = Kind.DIRECT if send.durable else Kind.ONLINE
+        self.broken = b"\n" in send.msg
+        return StoredMessage(self.message_id, self.expires_ms if send.durable else 0, template)
+
+    def line(self, session_id: str, client_id: str, place: int) -> bytes:
+        """The line for one session; `place` is the message's in the inbox."""
+        before = line_head(self.kind, self.expires_ms, place)
+        if self.broken:
+            return encode_line(before, fill_cut(self.head, session_id.encode(), client_id.encode(), self.tail))
+        return fill_cut(before + self.head, session_id.encode(), client_id.encode(), self.tail + b"}")
+
+    def finish(self) -> None:
+        """Turn what was found offline into `content`."""
+        offline = self.offline
+        if self.out_of_order:
+            missing = set(offline)
+            offline = [target for target in self.send.targets if target in missing]
+        self.content = id_list(offline) if offline else None
+
+
+class _Part:
+    """The lines for one topic, the order that each is of, and why they were not published."""
+
+    __slots__ = ("done", "error", "lines", "owners")
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.owners: list[Order] = []
+        self.done: asyncio.Future[None] | None = None
+        self.error: PushfleetError | None = None
+
+
+class Push:
+    """Sends orders. One for the process."""
+
+    __slots__ = ("_complaint", "_idempotency", "_nodes", "_publisher", "_store", "_tally", "_volume")
+
+    def __init__(
+        self, inbox: Inbox, nodes: LiveNodes, publisher: Publisher, idempotency: Idempotency, tally: Tally
+    ) -> None:
+        self._store: Batcher[tuple[str, StoredMessage], Target] = Batcher("store", inbox.store)
+        self._nodes = nodes
+        self._publisher = publisher
+        self._idempotency = idempotency
+        self._tally = tally
+        self._volume = 0
+        self._complaint = OncePerSecond()
+
+    async def send_all(self, orders: Sequence[Order]) -> None:
+        """Each order gets its outcome; one that fails spoils no other."""
+        if not any(order.send.request_id for order in orders):
+            await self._send(orders)
+            return
+        go, waiting = await self._begin(orders)
+        if go:
+            await self._send(go)
+        if waiting:
+            await asyncio.gather(*(self._wait(order) for order in waiting))
+
+    async def close(self) -> None:
+        """Finish what is under way."""
+        await self._store.close()
+        await self._publisher.close()
+        await self._idempotency.close()
+
+    async def _begin(self, orders: Sequence[Order]) -> tuple[list[Order], list[Order]]:
+        """Those to be sent now, and those that another is sending."""
+        named = [order for order in orders if order.send.request_id]
+        for order in named:
+            order.ask = Ask(
+                order.caller,
+                order.request_id,
+                order.message_id,
+                order.active_time_ms,
+                fingerprint(order.send, order.sender),
+                order.ask.claim if order.ask else self._idempotency.claim(),
+            )
+        try:
+            begun = await self._idempotency.begin([order.ask for order in named if order.ask])
+        except PushfleetError as error:
+            for order in named:
+                order.error = error
+            return [order for order in orders if not order.send.request_id], []
+        go = [order for order in orders if not order.send.request_id]
+        waiting = []
+        for order, record in zip(named, begun, strict=True):
+            if record.state is State.WORKING:
+                waiting.append(order)
+            elif _settle(order, record):
+                go.append(order)
+        return go, waiting
+
+    async def _wait(self, order: Order) -> None:
+        assert order.ask is not None
+        try:
+            begun = await self._idempotency.wait(order.ask)
+        except PushfleetError as error:
+            order.error = error
+            return
+        if _settle(order, begun):
+            await self._send((order,))
+
+    async def _send(self, orders: Sequence[Order]) -> None:
+        volume = sum(len(order.send.msg) * len(order.send.targets) for order in orders)
+        if self._volume + volume > _MOST_VOLUME and self._volume:
+            overloaded = Overloaded("too much is being sent")
+            for order in orders:
+                order.error = overloaded
+        else:
+            self._volume += volume
+            try:
+                await self._deliver(orders)
+            finally:
+                self._volume -= volume
+        ended = [
+            (order.ask, b"" if order.error else order.content or b"null") for order in orders if order.ask is not None
+        ]
+        if ended:
+            await self._end(ended)
+
+    async def _end(self, ended: list[tuple[Ask, bytes]]) -> None:
+        """A record that cannot be written fails no send: its claim runs out, and a retry has the same id."""
+        try:
+            await self._idempotency.end(ended)
+        except PushfleetError as error:
+            if self._complaint.due():
+                _log.warning("answers_not_kept", reason=str(error))
+
+    async def _deliver(self, orders: Sequence[Order]) -> None:
+        batch: list[tuple[str, StoredMessage]] = []
+        for order in orders:
+            message = order.prepare()
+            for target in order.send.targets:
+                batch.append((target, message))
+        parts: dict[str, _Part] = {}
+        try:
+            if batch:
+                found = await self._store.submit(batch)
+                strangers = self._place(orders, found, parts)
+                if strangers:
+                    await self._place_strangers(strangers, parts)
+        except PushfleetError as error:
+            for order in orders:
+                order.error = error
+            return
+        everyone = [order for order in orders if order.send.everyone]
+        if everyone:
+            await self._place_everyone(everyone, parts)
+        await self._publish(parts)
+        for order in orders:
+            if order.error is None:
+                order.finish()
+                self._count(order)
+
+    def _place(
+        self, orders: Sequence[Order], found: list[Target], parts: dict[str, _Part]
+    ) -> list[tuple[Order, str, Target]]:
+        """Put lines into the parts of their topics; gives those with a session on a node that is not known."""
+        strangers = []
+        place = 0
+        for order in orders:
+            for client_id in order.send.targets:
+                target = found[place]
+                place += 1
+                if not target.sessions or target.stored is Stored.FULL:
+                    order.offline.append(client_id)
+                    if target.stored is Stored.FULL:
+                        self._tally.targets["inbox full"] += 1
+                elif not self._place_target(order, client_id, target, parts):
+                    strangers.append((order, client_id, target))
+        return strangers
+
+    def _place_target(self, order: Order, client_id: str, target: Target, parts: dict[str, _Part]) -> bool:
+        """False, and nothing done, when a node is not known."""
+        topic_of = self._nodes.topic_of
+        topics = [topic_of(session_id, epoch) for session_id, epoch in target.sessions]
+        if None in topics:
+            return False
+        reached = False
+        for (session_id, epoch), topic in zip(target.sessions, topics, strict=True):
+            if not topic:
+                self._nodes.found_dead(client_id, session_id, epoch)
+                continue
+            reached = True
+            part = parts.get(topic)
+            if part is None:
+                part = parts[topic] = _Part()
+            part.lines.append((client_id, order.line(session_id, client_id, target.order)))
+            part.owners.append(order)
+        if not reached:
+            order.offline.append(client_id)
+        return True
+
+    async def _place_strangers(self, strangers: list[tuple[Order, str, Target]], parts: dict[str, _Part]) -> None:
+        """With a fresh table of nodes every node is known: it lives or it is dead."""
+        await self._nodes.refresh()
+        for order, client_id, target in strangers:
+            order.out_of_order = True
+            for session_id, epoch in target.sessions:
+                if self._nodes.topic_of(session_id, epoch) is None:
+                    self._nodes.found_dead(client_id, session_id, epoch)
+            self._place_target(order, client_id, target, parts)
+
+    async def _place_everyone(self, orders: list[Order], parts: dict[str, _Part]) -> None:
+        with suppress(StoreUnavailable):  # then the last table may serve
+            await self._nodes.refresh()  # a node that started a moment ago has clients, too
+        try:
+            topics = self._nodes.topics()
+        except StoreUnavailable as error:
+            for order in orders:
+                order.error = error
+            return
+        for order in orders:
+            line = encode_line(line_head(Kind.EVERYONE, order.expires_ms, 0), order.template)
+            for topic in topics:
+                part = parts.setdefault(topic, _Part())
+                part.lines.append(("", line))
+                part.owners.append(order)
+
+    async def _publish(self, parts: dict[str, _Part]) -> None:
+        for topic, part in parts.items():
+            try:
+                part.done = self._publisher.submit(topic, part.lines)
+            except PushfleetError as error:
+                part.error = error
+        missing = False
+        for part in parts.values():
+            try:
+                if part.done is not None:
+                    await part.done
+            except TopicMissing as error:
+                part.error = error
+                missing = True
+                NODE_TOPICS_MISSING.inc()
+            except PushfleetError as error:
+                part.error = error
+            if part.error is not None and not isinstance(part.error, TopicMissing):
+                for order in part.owners:
+                    order.error = part.error
+        if missing:
+            self._nodes.refresh_soon()
+            _count_missed(parts)
+
+    def _count(self, order: Order) -> None:
+        counts = self._tally.targets
+        if order.send.everyone:
+            counts["everyone"] += 1
+            return
+        counts["online"] += len(order.send.targets) - len(order.offline)
+        if order.offline:
+            counts["offline"] += len(order.offline)
+
+
+def _settle(order: Order, begun: Begun) -> bool:
+    """Take over what the record says; whether the order is to be sent."""
+    order.message_id = begun.message_id
+    order.active_time_ms = begun.active_time_ms
+    if begun.state is State.MINE:
+        return True
+    if begun.state is State.DONE:
+        order.error = None
+        order.content = None if begun.answer == b"null" else begun.answer
+    else:
+        order.error = Conflict("the same requestId was used with another body", field="requestId")
+    return False
+
+
+def _count_missed(parts: dict[str, _Part]) -> None:
+    """Targets all of whose sessions were on nodes without a topic are offline."""
+    reached: set[tuple[int, str]] = set()
+    for part in parts.values():
+        if part.error is None:
+            reached.update((id(order), line[0]) for order, line in zip(part.owners, part.lines, strict=True))
+    for part in parts.values():
+        if isinstance(part.error, TopicMissing):
+            for order, (client_id, _) in zip(part.owners, part.lines, strict=True):
+                if client_id and (id(order), client_id) not in reached:
+                    reached.add((id(order), client_id))
+                    order.offline.append(client_id)
+                    order.out_of_order = True

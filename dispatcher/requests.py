@@ -1,0 +1,215 @@
+"""
+What a caller may ask: the body of a send, checked and turned into a `Send`. Pure.
+
+Every fault is a BadRequest that names the field by its path (`to[3]: 200 characters, at most 128`). `msg` is cut
+out of the body as it stands there: key order, white space and numbers of any size reach the client unchanged.
+
+JSON may be nested 64 deep. Depth is measured before anything recurses: a body with at most 64 opening brackets
+passes at once, any other has its strings cut out and its brackets summed.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+
+import msgspec
+
+from shared.errors import BadRequest, BodyTooLarge
+from shared.ids import client_id_fault, request_id_fault
+
+MOST_TARGETS = 10_000
+MOST_ITEMS = 1_000
+MOST_DEPTH = 64
+DEFAULT_TTL_S = 7 * 86_400
+MOST_TTL_S = 30 * 86_400
+_MOST_SENDER = 128
+_MOST_VOLUME = 64 << 20
+
+
+class SendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A send as its caller writes it; null is as good as absent."""
+
+    msg: msgspec.Raw
+    to: str | list[str] | None = None
+    send_to_all: bool | None = None
+    sender: str | None = msgspec.field(default=None, name="from")
+    request_id: str | None = None
+    to_groups: str | list[str] | None = None
+    ttl: float | None = None
+    delay: float | None = None
+    deliver_at: float | None = None
+    durable: bool | None = None
+
+
+class Send(msgspec.Struct, frozen=True):
+    """
+    A checked send.
+
+    `targets` are distinct and in the order given, empty when it goes to `everyone`. `sender` and `request_id` are
+    "" where the caller named none.
+    """
+
+    targets: tuple[str, ...]
+    everyone: bool
+    msg: bytes
+    sender: str = ""
+    request_id: str = ""
+    ttl_ms: int = DEFAULT_TTL_S * 1000
+    durable: bool = True
+
+
+_send_decoder = msgspec.json.Decoder(SendBody)
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+_AT = re.compile(r" - at `\$\.?([^`]*)`\Z")
+_UNKNOWN = "Object contains unknown field `"
+_MISSING = "Object missing required field `"
+_TYPES = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+_TYPE = re.compile("|".join(_TYPES))
+_QUOTED_TYPES = re.compile(r"`([a-z |]+)`")
+_GOOD_TARGETS = re.compile(r"[A-Za-z0-9._\-:@]{1,128}(?:\n[A-Za-z0-9._\-:@]{1,128})*\Z")
+
+
+def parse_send(body: bytes) -> Send:
+    """The send that `body` (JSON text) asks for. Raises BadRequest."""
+    if too_deep(body):
+        raise BadRequest(f"JSON nested deeper than {MOST_DEPTH}")
+    check_utf8(body)
+    try:
+        asked = _send_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _field_fault(str(error)) from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    return _check(asked)
+
+
+def parse_list(body: bytes) -> list[bytes]:
+    """The JSON texts of the items of a list of sends. Raises BadRequest."""
+    check_utf8(body)
+    try:
+        items = _list_decoder.decode(body)
+    except msgspec.ValidationError:
+        raise BadRequest("the body: expected a list of sends") from None
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    if len(items) > MOST_ITEMS:
+        raise BadRequest(f"the body: {len(items)} items, at most {MOST_ITEMS}")
+    return [bytes(item) for item in items]
+
+
+def check_utf8(body: bytes) -> None:
+    """The decoder passes over `msg` without looking at its characters. Raises BadRequest."""
+    if body.isascii():
+        return
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the body is not UTF-8 (byte {error.start})") from None
+
+
+def _check(asked: SendBody) -> Send:
+    everyone = asked.send_to_all is True
+    if asked.to_groups:
+        raise BadRequest("this version has no groups", field="toGroups")
+    if asked.delay:
+        raise BadRequest("this version has no scheduled sends", field="delay")
+    if asked.deliver_at:
+        raise BadRequest("this version has no scheduled sends", field="deliverAt")
+    targets = _targets(asked.to)
+    if everyone:
+        targets = ()
+    elif not targets:
+        raise BadRequest("required: a clientId or a list of them, or sendToAll", field="to")
+    if len(targets) * len(bytes(asked.msg)) > _MOST_VOLUME:
+        raise BodyTooLarge(f"{len(targets)} targets of so large a msg, at most {_MOST_VOLUME} bytes in all", field="to")
+    return Send(
+        targets,
+        everyone,
+        bytes(asked.msg),
+        _sender(asked.sender),
+        _request_id(asked.request_id),
+        _ttl_ms(asked.ttl),
+        asked.durable is not False,
+    )
+
+
+def _targets(to: str | list[str] | None) -> tuple[str, ...]:
+    if not to:
+        return ()
+    if isinstance(to, str):
+        if not _GOOD_TARGETS.match(to) or "\n" in to:
+            raise BadRequest(client_id_fault(to) or "", field="to")
+        return (to,)
+    if len(to) > MOST_TARGETS:
+        raise BadRequest(f"{len(to)} targets, at most {MOST_TARGETS}", field="to")
+    # One look at all of them together; a line break, which no clientId may hold, would join two.
+    joined = "\n".join(to)
+    if not _GOOD_TARGETS.match(joined) or joined.count("\n") != len(to) - 1:
+        for place, target in enumerate(to):
+            fault = client_id_fault(target)
+            if fault:
+                raise BadRequest(fault, field=f"to[{place}]")
+    return tuple(dict.fromkeys(to)) if len(to) > 1 else (to[0],)
+
+
+def _sender(sender: str | None) -> str:
+    if sender is None:
+        return ""
+    if not 1 <= len(sender) <= _MOST_SENDER:
+        raise BadRequest(f"{len(sender)} characters, expected 1 to {_MOST_SENDER}", field="from")
+    return sender
+
+
+def _request_id(request_id: str | None) -> str:
+    if request_id is None:
+        return ""
+    fault = request_id_fault(request_id)
+    if fault:
+        raise BadRequest(fault, field="requestId")
+    return request_id
+
+
+def _ttl_ms(ttl: float | None) -> int:
+    if ttl is None:
+        return DEFAULT_TTL_S * 1000
+    if not 1 <= ttl <= MOST_TTL_S:
+        raise BadRequest(f"expected 1 to {MOST_TTL_S} seconds", field="ttl")
+    return int(ttl * 1000)
+
+
+def _field_fault(text: str) -> BadRequest:
+    """msgspec's words in ours: "Expected `str`, got `int` - at `$.to[3]`" is about the field `to[3]`."""
+    at = _AT.search(text)
+    field = at[1] if at else ""
+    words = text[: at.start()] if at else text
+    if words.startswith(_UNKNOWN):
+        return BadRequest("unknown field", field=words[len(_UNKNOWN) : -1][:64])
+    if words.startswith(_MISSING):
+        return BadRequest("required", field=words[len(_MISSING) : -1])
+    words = _QUOTED_TYPES.sub(
+        lambda types: _TYPE.sub(lambda name: _TYPES[name[0]], types[1]).replace(" | ", " or "), words
+    )
+    return BadRequest(words[:1].lower() + words[1:], field=field or "the body")
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def too_deep(text: bytes, most: int = MOST_DEPTH) -> bool:
+    """Whether JSON text is nested deeper than `most`. Of text that is not JSON: whether a parser would get as deep."""
+    if text.count(b"{") + text.count(b"[") <= most:
+        return False
+    steps = _STRING.sub(b"", text).translate(_BRACKETS, _NOT_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0) > most

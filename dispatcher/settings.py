@@ -1,0 +1,48 @@
+"""The dispatcher's settings: each variable with its default and meaning, once (see shared.settings)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dispatcher.callers import KeysFault, load_keys
+from shared.settings import RoleSettings, existing_file, port_number, setting, whole
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherSettings(RoleSettings):
+    """What a dispatcher reads."""
+
+    http_host: str = setting(
+        "PUSH_HTTP_HOST", "", "bind address of the HTTP port; default: 0.0.0.0, with PUSH_AUTH=off 127.0.0.1"
+    )
+    http_port: int = setting(
+        "PUSH_HTTP_PORT", 8080, "HTTP: sends, placement, health, metrics; 0: any free one", port_number
+    )
+    api_keys: str = setting("PUSH_API_KEYS", "", "JSON file of the callers' API keys", existing_file)
+    jwt_secret: str = setting(
+        "PUSH_JWT_SECRET", "", "secret of connect tokens: a client may ask /server/get with its own", secret=True
+    )
+    inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
+    inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
+
+    @property
+    def bind_host(self) -> str:
+        return self.http_host or self.default_host
+
+    def faults(self) -> list[str]:
+        """What does not fit together, a line each."""
+        faults = self.auth_fault("PUSH_HTTP_HOST", self.bind_host)
+        if self.auth == "off":
+            return faults
+        if not self.api_keys:
+            faults.append(
+                "PUSH_API_KEYS='': expected a JSON file of API keys, such as "
+                '{"keys":[{"name":"billing","sha256":"<hex of the key\'s SHA-256>","scopes":["send"]}]}; '
+                "or PUSH_AUTH=off on a loopback address for development"
+            )
+            return faults
+        try:
+            load_keys(self.api_keys)
+        except KeysFault as fault:
+            faults.append(f"PUSH_API_KEYS={self.api_keys!r}: {fault}")
+        return faults
