@@ -1,0 +1,1 @@
+"""Benchmarks: load tools in C (`load/`), scenarios in Python, one runner. The method is in README.md."""

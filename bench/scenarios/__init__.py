@@ -1,0 +1,21 @@
+"""The scenarios by name, in the order in which they run. Each module has `run(bench) -> Result`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from bench.cluster import Bench
+from bench.results import Result
+from bench.scenarios import connects, end_to_end, gateway_fanin, http_sends, idle_memory, latency, send_to_all
+
+Scenario = Callable[[Bench], Awaitable[Result]]
+
+SCENARIOS: dict[str, Scenario] = {
+    "idle_memory": idle_memory.run,
+    "connects": connects.run,
+    "gateway_fanin": gateway_fanin.run,
+    "send_to_all": send_to_all.run,
+    "end_to_end": end_to_end.run,
+    "latency": latency.run,
+    "http_sends": http_sends.run,
+}

@@ -1,0 +1,100 @@
+"""
+What a child process writes: kept in a file, its last lines in memory, its warnings and errors passed on.
+
+The file is bounded: a full one becomes `NAME.log.1` in place of the one before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+_MOST_BYTES = 10 << 20
+_MOST_LINE = 1 << 20
+_TAIL_LINES = 12
+_SHOWN_LEVELS = frozenset({"warning", "error", "critical"})
+_NOT_SHOWN = frozenset({"timestamp", "level", "event", "part"})
+
+
+class ChildLog:
+    """Takes the bytes as they come. `on_event` gets each JSON line's event, `show` what a person should see."""
+
+    __slots__ = ("_file", "_on_event", "_partial", "_path", "_show", "_size", "_tail")
+
+    def __init__(self, path: Path, *, show: Callable[[str], None], on_event: Callable[[str], None]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._file = path.open("ab")
+        self._size = self._file.tell()
+        self._partial = b""
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._show = show
+        self._on_event = on_event
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def tail(self) -> str:
+        """The last lines, for a person."""
+        return "\n".join(f"    {line}" for line in self._tail)
+
+    def feed(self, data: bytes) -> None:
+        self._write(data)
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        if len(self._partial) > _MOST_LINE:
+            lines.append(self._partial)
+            self._partial = b""
+        for line in lines:
+            self._take(line)
+
+    def end_of_output(self) -> None:
+        """The process is gone; what it wrote without an end of line is a line."""
+        if self._partial:
+            self._take(self._partial)
+            self._partial = b""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        if self._size > _MOST_BYTES:
+            self._file.close()
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            self._file = self._path.open("ab")
+            self._size = 0
+        self._file.write(data)
+        self._file.flush()
+        self._size += len(data)
+
+    def _take(self, raw: bytes) -> None:
+        line = raw.decode("utf-8", "replace").rstrip()
+        if not line:
+            return
+        fields = _fields(raw)
+        text = line if fields is None else readable(fields)
+        self._tail.append(text)
+        if fields is None:
+            self._show(text)  # a traceback, a warning of the interpreter
+            return
+        if fields.get("level") in _SHOWN_LEVELS:
+            self._show(text)
+        self._on_event(str(fields.get("event")))
+
+
+def _fields(raw: bytes) -> dict[str, Any] | None:
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return fields if isinstance(fields, dict) and "event" in fields else None
+
+
+def readable(fields: dict[str, Any]) -> str:
+    """`warning: bus unreachable (url=..., attempt=3)` of a JSON log line's fields."""
+    rest = ", ".join(f"{name}={value}" for name, value in fields.items() if name not in _NOT_SHOWN)
+    return f"{fields.get('level', 'info')}: {fields['event']}" + (f" ({rest})" if rest else "")

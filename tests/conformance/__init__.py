@@ -1,0 +1,1 @@
+"""The WebSocket core against the Autobahn test suite."""

@@ -1,0 +1,70 @@
+"""
+The bus adapters under the contract, each on a real server.
+
+    bus, another_bus   the adapter on the server of the run; `another_bus` is as another process would be
+    topic              a topic name of this test's own; nothing is created
+    breakable          a server to kill and restart, shared by the tests that do
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+import pytest
+
+from pushfleet.local_rocketmq import LocalRocketMQ
+from pushfleet.local_valkey import LocalValkey
+from shared.bus import Bus, open_bus
+from tests.harness.valkey import run_apart
+
+ADAPTERS = ("streams", "rocketmq")
+
+
+class Breakable(Protocol):
+    """A server of a test module's own."""
+
+    @property
+    def url(self) -> str: ...
+    def kill(self) -> None: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+    async def restart(self) -> None: ...
+
+
+@pytest.fixture(params=ADAPTERS)
+def bus_url(request: pytest.FixtureRequest) -> str:
+    """The URL of the server of the run."""
+    url: str = request.getfixturevalue({"streams": "valkey", "rocketmq": "shared_rocketmq"}[request.param]).url
+    return url
+
+
+@pytest.fixture
+async def bus(bus_url: str, namespace: str) -> AsyncIterator[Bus]:
+    bus = open_bus(bus_url, namespace=namespace)
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+async def another_bus(bus_url: str, namespace: str) -> AsyncIterator[Bus]:
+    bus = open_bus(bus_url, namespace=namespace)
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+def topic(namespace: str) -> str:
+    return f"{namespace}-topic"
+
+
+@pytest.fixture(scope="module", params=ADAPTERS)
+def breakable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
+    """Every test on it leaves it running."""
+    folder = tmp_path_factory.mktemp("breakable")
+    server: Breakable = LocalValkey(folder, fsync="always") if request.param == "streams" else LocalRocketMQ(folder)
+    run_apart(server.start())
+    try:
+        yield server
+    finally:
+        run_apart(server.stop())

@@ -1,0 +1,52 @@
+"""
+Real RocketMQ brokers for tests, started from the jars that `pushfleet.local_rocketmq` fetches.
+
+`shared_rocketmq` is the one broker of a test run: take it unless the test stops or configures a broker. Tests on it
+keep apart by topic names (`fresh_topic`). `running_rocketmq` is a broker of a test's own.
+
+A broker takes about 6 s to start, so share.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from pushfleet.local_rocketmq import Credentials, LocalRocketMQ, ServerTls
+
+
+@asynccontextmanager
+async def running_rocketmq(
+    tmp_dir: Path,
+    *,
+    brokers: int = 1,
+    credentials: Credentials | None = None,
+    tls: ServerTls | None = None,
+    **broker_options: str,
+) -> AsyncIterator[LocalRocketMQ]:
+    """A RocketMQ under `tmp_dir`, up when the block is entered: `.url`, `.kill()`, `await .restart()`."""
+    rocketmq = LocalRocketMQ(
+        tmp_dir / "rocketmq", brokers=brokers, credentials=credentials, tls=tls, broker_options=broker_options
+    )
+    await rocketmq.start()
+    try:
+        yield rocketmq
+    finally:
+        await rocketmq.stop(grace_s=0)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_rocketmq(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRocketMQ]:
+    """One broker for the whole run. Its processes belong to no event loop, so tests on any loop may use it."""
+    async with running_rocketmq(tmp_path_factory.mktemp("rocketmq")) as rocketmq:
+        yield rocketmq
+
+
+def fresh_topic(what: str = "t") -> str:
+    """A topic name that no other test has."""
+    return f"{what}-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,28 @@
+"""One cluster of 3 nodes and 2 dispatchers on RocketMQ and Valkey for the whole run; tests differ in client names."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from pushfleet.local_rocketmq import LocalRocketMQ
+from pushfleet.local_valkey import LocalValkey
+from tests.harness.cluster import Cluster, running_cluster
+
+_numbers = itertools.count(1)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def cluster(valkey: LocalValkey, shared_rocketmq: LocalRocketMQ) -> AsyncIterator[Cluster]:
+    """Never stop a part of it; a test that has to takes a cluster of its own."""
+    async with running_cluster(valkey.url, shared_rocketmq.url, "it", nodes=3, dispatchers=2) as running:
+        yield running
+
+
+@pytest.fixture
+def name() -> Callable[[str], str]:
+    """A clientId that no other test uses."""
+    return lambda what: f"{what}-{next(_numbers)}"
