@@ -123,17 +123,17 @@ class CpuMeter:
 
     def _now(self) -> dict[str, float]:
         seconds = {name: sum(map(cpu_seconds, pids)) for name, pids in self._pids.items()}
-        return {**seconds, "others": _busy_seconds() - sum(seconds.values())}
+        return {**seconds, "others": busy_seconds() - sum(seconds.values())}
 
     def spent(self) -> dict[str, float]:
         """By name, since the meter was made."""
         return {name: max(0.0, seconds - self._start[name]) for name, seconds in self._now().items()}
 
 
-def _busy_seconds() -> float:
-    """CPU seconds that the machine spent on anything (user, nice, system, interrupts) since it started."""
+def busy_seconds() -> float:
+    """CPU seconds that processes (not interrupts) have taken on this machine since it started."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    return sum(int(fields[column]) for column in (0, 1, 2, 5, 6)) / _TICKS
+    return sum(map(int, fields[:3])) / _TICKS  # user, nice, system
 
 
 def free_port() -> int:

@@ -1,9 +1,9 @@
 """
 The runner: `python -m bench.run [scenario ...] [--quick] [--bus streams|rocketmq]`.
 
-Builds the C tools, runs the scenarios one after the other on real parts, prints each table and keeps it under
-`results/`. The runner itself stays on the load core. A scenario that fails is reported and does not stop the others;
-the exit code is then 1.
+Builds the C tools, runs the scenarios one after the other on real parts and prints each table. It is kept under
+`results/` unless the run was a quick one or other programs disturbed it. The runner itself stays on the load core. A
+scenario that fails is reported and does not stop the others; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import uvloop
 
 from bench.cluster import Bench
 from bench.machine import Machine, describe_machine
-from bench.processes import BOTH_CORES, LOAD_CORE, BenchError
+from bench.processes import BOTH_CORES, LOAD_CORE, BenchError, busy_seconds, cpu_seconds
 from bench.results import table, write_result
 from bench.scenarios import SCENARIOS
 from bench.tools import build_tools
 
 _SCENARIO_BOUND_S = 300.0
+_MOST_DISTURBED = 0.25  # cores that other programs may take while a result is measured
 _BUSES = ("streams", "rocketmq")
 
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description="Run the benchmarks.")
     parser.add_argument("scenario", nargs="*", help=f"default: all ({', '.join(SCENARIOS)})")
-    parser.add_argument("--quick", action="store_true", help="one short repetition; the figures are a rough guide")
+    parser.add_argument("--quick", action="store_true", help="one short repetition, a rough guide, not kept")
     parser.add_argument("--bus", choices=_BUSES, help="only this bus, where a scenario runs on both")
     return parser
 
@@ -75,16 +76,28 @@ async def _run(names: list[str], command: str, *, quick: bool, buses: tuple[str,
 async def _run_one(name: str, bench: Bench, machine: Machine, command: str) -> bool:
     print(f"== {name}", flush=True)
     start = datetime.now(UTC)
+    others = _others_seconds(bench)
     try:
         async with asyncio.timeout(_SCENARIO_BOUND_S):
             result = await SCENARIOS[name](bench)
     except (BenchError, TimeoutError) as error:
         print(f"{name} failed: {error or 'it took too long'}", file=sys.stderr, flush=True)
         return False
-    path = write_result(result, machine, command, start)
+    took_s = (datetime.now(UTC) - start).total_seconds()
+    disturbed = (_others_seconds(bench) - others) / took_s
     print("\n".join(table(result)))
-    print(f"{(datetime.now(UTC) - start).total_seconds():.0f} s, kept in bench/results/{path.name}", flush=True)
+    if bench.quick or disturbed > _MOST_DISTURBED:
+        kept = "not kept"
+    else:
+        kept = f"kept in bench/results/{write_result(result, machine, command, start).name}"
+    print(f"{took_s:.0f} s, other programs took {disturbed:.2f} cores meanwhile, {kept}", flush=True)
     return True
+
+
+def _others_seconds(bench: Bench) -> float:
+    """CPU seconds so far of whatever is neither the runner nor a child of it that has ended or is RocketMQ."""
+    brokers = bench.rocketmq.pids if bench.rocketmq else []
+    return busy_seconds() - sum(os.times()[:4]) - sum(map(cpu_seconds, brokers))
 
 
 if __name__ == "__main__":

@@ -80,14 +80,14 @@ class Dispatcher:
         """Open the port and start what brings the dispatcher up; returns at once. Raises SystemExit."""
         settings = self._settings
         try:
-            await self._api.http.open(settings.http_host, settings.http_port)
+            await self._api.http.open(settings.bind_host, settings.http_port)
         except OSError as error:
-            where = f"PUSH_HTTP_HOST={settings.http_host!r}, PUSH_HTTP_PORT={settings.http_port}"
+            where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
         REGISTRY.register(self._tally)
         self._warn()
-        _log.info("listening", http_host=settings.http_host, http_port=self._api.http.port)
+        _log.info("listening", http_host=settings.bind_host, http_port=self._api.http.port)
         self._start = asyncio.create_task(self._come_up(), name="start")
 
     def health(self) -> str:

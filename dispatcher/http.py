@@ -58,7 +58,7 @@ class PostAnswer(web.StreamResponse):
         return self._alive
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        self._alive = alive = request.keep_alive
+        self._alive = alive = self._alive and request.keep_alive
         transport = request.transport
         if transport is None:
             return None
@@ -74,6 +74,9 @@ class PostAnswer(web.StreamResponse):
         head = f"{_status_and_date(self._status)}{connection}{self._fields}Content-Length: {len(self._bytes)}\r\n\r\n"
         transport.write(head.encode("latin-1") + self._bytes)
         return None
+
+    def force_close(self) -> None:
+        self._alive = False
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to write."""
@@ -126,17 +129,17 @@ class HttpPort:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     async def close(self, patience_s: float) -> None:
-        """Accept no more, finish what was accepted for at most `patience_s`, close all connections."""
-        self._closing = True
+        """Accept no more connections, finish what was accepted for at most `patience_s`, close all."""
+        self._closing = True  # each connection is closed behind its next answer
         if self._listener is None or self._server is None:
             return
         self._listener.close()
-        self._server.pre_shutdown()
         try:
             async with asyncio.timeout(patience_s):
                 await self._idle.wait()
         except TimeoutError:
             _log.warning("requests_given_up", requests=self._tally.in_flight)
+        self._server.pre_shutdown()
         await self._server.shutdown(1.0)
 
     async def read_body(self, request: web.BaseRequest) -> bytes:
@@ -170,6 +173,12 @@ class HttpPort:
             self._slow_bytes -= size
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = await self._answer(request)
+        if self._closing:
+            answer.force_close()
+        return answer
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         tally = self._tally
         tally.in_flight += 1
         try:

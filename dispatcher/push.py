@@ -156,7 +156,10 @@ class Push:
 
     async def send_all(self, orders: Sequence[Order]) -> None:
         """Each order gets its outcome; one that fails spoils no other."""
-        if not any(order.send.request_id for order in orders):
+        for order in orders:
+            if order.send.request_id:
+                break
+        else:
             await self._send(orders)
             return
         go, waiting = await self._begin(orders)
@@ -209,7 +212,9 @@ class Push:
             await self._send((order,))
 
     async def _send(self, orders: Sequence[Order]) -> None:
-        volume = sum(len(order.send.msg) * len(order.send.targets) for order in orders)
+        volume = 0
+        for order in orders:
+            volume += len(order.send.msg) * len(order.send.targets)
         if self._volume + volume > _MOST_VOLUME and self._volume:
             overloaded = Overloaded("too much is being sent")
             for order in orders:

@@ -130,12 +130,13 @@ def _check(asked: SendBody) -> Send:
         targets = ()
     elif not targets:
         raise BadRequest("required: a clientId or a list of them, or sendToAll", field="to")
-    if len(targets) * len(bytes(asked.msg)) > _MOST_VOLUME:
+    msg = bytes(asked.msg)
+    if len(targets) * len(msg) > _MOST_VOLUME:
         raise BodyTooLarge(f"{len(targets)} targets of so large a msg, at most {_MOST_VOLUME} bytes in all", field="to")
     return Send(
         targets,
         everyone,
-        bytes(asked.msg),
+        msg,
         _sender(asked.sender),
         _request_id(asked.request_id),
         _ttl_ms(asked.ttl),

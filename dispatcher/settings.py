@@ -32,6 +32,8 @@ class DispatcherSettings(RoleSettings):
     def faults(self) -> list[str]:
         """What does not fit together, a line each."""
         faults = self.auth_fault("PUSH_HTTP_HOST", self.bind_host)
+        if self.jwt_secret and len(self.jwt_secret.encode()) < 32:
+            faults.append("PUSH_JWT_SECRET=(not shown): expected 32 bytes or more")
         if self.auth == "off":
             return faults
         if not self.api_keys:

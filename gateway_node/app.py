@@ -29,7 +29,7 @@ from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
 from gateway_node.upstream import Upstream
 from gateway_node.websocket.gate import Gate, Limits
-from gateway_node.websocket.listener import listening_socket, serve
+from gateway_node.websocket.listener import Listener, listening_socket, serve
 from shared.backoff import Backoff
 from shared.bus import open_bus
 from shared.errors import CloseCode, PushfleetError
@@ -86,7 +86,7 @@ class Node:
             self._registry, self.node_id, settings.lease_s, self._describe, self._registration.join_all_again
         )
         self._gate: Gate | None = None
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._admin: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._reached_bus = False

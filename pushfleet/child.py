@@ -22,7 +22,9 @@ from shared.backoff import Backoff
 
 DEATHS_AT_MOST = 5
 DEATHS_WITHIN_S = 60.0
+WRONG_SETTINGS = 2  # the exit code of a role that says what is wrong; another start would say the same
 _PUMP_END_S = 2.0
+_TOLD = frozenset({"authentication_is_off"})  # said once for all of them
 
 
 class DeathCount:
@@ -127,14 +129,14 @@ class Child:
             os.kill(self.pid, number)
 
     async def _keep_running(self) -> None:
-        self._log = ChildLog(self._log_path, show=self._show, on_event=self._take_event)
+        self._log = ChildLog(self._log_path, show=self._show, on_event=self._take_event, told=_TOLD)
         try:
             while not self._stopping:
                 status = await self._run_once(self._log)
                 if self._stopping or not await self._after_death(status, self._log):
                     return
-        except OSError as error:
-            self._give_up(f"{self.name} cannot be started: {error}")
+        except Exception as error:
+            self._give_up(f"{self.name} cannot be kept running: {error!r}")
         finally:
             self._log.close()
 
@@ -142,7 +144,7 @@ class Child:
         command, environment = self._launch()
         process = self._process = await asyncio.create_subprocess_exec(
             *command,
-            env=environment,
+            env=dict(environment),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -174,6 +176,9 @@ class Child:
         self._ready.clear()
         how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with exit code {status}"
         self._say(f"{self.name} {how}; the last lines of {log.path}:\n{log.tail() or '    (nothing)'}")
+        if status == WRONG_SETTINGS:
+            self._give_up(f"{self.name} does not take its settings")
+            return False
         if self._deaths.too_many():
             self._give_up(f"{self.name} died more than {DEATHS_AT_MOST} times within {DEATHS_WITHIN_S:g} s")
             return False

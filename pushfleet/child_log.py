@@ -21,11 +21,21 @@ _NOT_SHOWN = frozenset({"timestamp", "level", "event", "part"})
 
 
 class ChildLog:
-    """Takes the bytes as they come. `on_event` gets each JSON line's event, `show` what a person should see."""
+    """
+    Takes the bytes as they come. `on_event` gets each JSON line's event, `show` what a person should see; events in
+    `told` are not shown, because whoever runs the child tells of them itself.
+    """
 
-    __slots__ = ("_file", "_on_event", "_partial", "_path", "_show", "_size", "_tail")
+    __slots__ = ("_file", "_on_event", "_partial", "_path", "_show", "_size", "_tail", "_told")
 
-    def __init__(self, path: Path, *, show: Callable[[str], None], on_event: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        show: Callable[[str], None],
+        on_event: Callable[[str], None],
+        told: frozenset[str] = frozenset(),
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = path.open("ab")
@@ -34,6 +44,7 @@ class ChildLog:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._show = show
         self._on_event = on_event
+        self._told = told
 
     @property
     def path(self) -> Path:
@@ -81,9 +92,10 @@ class ChildLog:
         if fields is None:
             self._show(text)  # a traceback, a warning of the interpreter
             return
-        if fields.get("level") in _SHOWN_LEVELS:
+        event = str(fields["event"])
+        if fields.get("level") in _SHOWN_LEVELS and event not in self._told:
             self._show(text)
-        self._on_event(str(fields.get("event")))
+        self._on_event(event)
 
 
 def _fields(raw: bytes) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import time
-import uuid
+from random import getrandbits
 from typing import NewType
 
 ClientId = NewType("ClientId", str)
@@ -80,27 +80,31 @@ class MessageIdMint:
     48 bits of epoch ms and 12 bits that count up within one, then 62 random bits (RFC 9562 section 6.2, method 1).
     """
 
-    __slots__ = ("_last", "_random")
+    __slots__ = ("_at", "_last", "_random")
 
     def __init__(self) -> None:
         self._last = 0
         self._random = b""
+        self._at = 0
 
     def mint(self) -> MessageId:
         stamp = time.time_ns() // 1_000_000 << 12
         if stamp <= self._last:
             stamp = self._last + 1
         self._last = stamp
-        if len(self._random) < 8:
+        at = self._at
+        if at == len(self._random):
             self._random = os.urandom(4096)  # one system call serves 512 ids
-        tail = int.from_bytes(self._random[-8:], "big") >> 2 | 1 << 63
-        self._random = self._random[:-8]
+            at = 0
+        self._at = at + 8
+        tail = int.from_bytes(self._random[at : at + 8], "big") >> 2 | 1 << 63
         return MessageId(f"{stamp >> 12:012x}7{stamp & 0xFFF:03x}{tail:016x}")
 
 
 def mint_request_id() -> RequestId:
-    """For a send whose caller named none."""
-    return RequestId(str(uuid.uuid4()))
+    """For a send whose caller named none: a UUIDv4 (RFC 9562 section 5.4), for uniqueness alone and not secret."""
+    text = f"{getrandbits(128):032x}"
+    return RequestId(f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}")
 
 
 class SessionIdMint:

@@ -14,6 +14,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from shared.store import Script, Store
 
 _LUA = Path(__file__).parent / "lua"
@@ -26,8 +28,7 @@ _EXPIRES = slice(16, 29)
 _TEMPLATE = slice(29, None)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(msgspec.Struct, frozen=True):
     """A message for the store call. `expires_ms` 0: only the route is read. `template`: see shared.envelope."""
 
     message_id: str
@@ -41,8 +42,7 @@ class Stored(IntEnum):
     YES = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """
     What the store call tells of one target: its sessions as (sessionId, epoch).
 

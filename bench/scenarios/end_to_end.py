@@ -43,14 +43,14 @@ async def _measure_bus(bench: Bench, bus: str) -> Figure:
 
 
 async def _push(bench: Bench, parts: Cluster, dispatcher: Role, clients: Wsload, counter: Counter) -> Figure:
-    seconds = bench.warm_s + bench.repetitions * (bench.measured_s + 0.2)
     publisher = ["-P", "/message/sendList", "-x", "[", "-y", "]", "-B", str(_BATCH), "-b", _ITEM, "-n", str(_CLIENTS)]
-    publisher += ["-l", str(parts.padding('{"n":1000,"text":""}')), "-c", "8", "-q", "2", "-d", str(seconds)]
+    publisher += ["-l", str(parts.padding('{"n":1000,"text":""}')), "-c", "8", "-q", "2"]
+    publisher += ["-d", str(bench.load_s(parts.bus))]
     publisher += ["-s", str(counter.path), "-F", "1", "-W", str(_WINDOW), "-E", '"success":false']
     rates: list[float] = []
     beside: list[dict[str, float]] = []
     async with httppub(parts.folder, dispatcher.port, *publisher, cores=BOTH_CORES) as sender:
-        await clients.ask(f"run {bench.warm_s}")
+        await clients.ask(f"run {bench.warm_s(parts.bus)}")
         for _ in range(bench.repetitions):
             numbers, spent = await measure(parts, clients, bench.measured_s, httppub=sender)
             rates.append(numbers["rate"])

@@ -54,7 +54,7 @@ async def _measure_bus(bench: Bench, bus: str, limit: Limit) -> list[Figure]:
         async with wsload(parts.folder, gateway.port, *options) as clients:
             await clients.connect(_CLIENTS)
             async with _publishing(parts, gateway, _bodies(parts, sessions), counter):
-                await clients.ask(f"run {bench.warm_s}")
+                await clients.ask(f"run {bench.warm_s(parts.bus)}")
                 for _ in range(bench.repetitions):
                     numbers, spent = await measure(parts, clients, bench.measured_s)
                     rates.append(numbers["rate"])

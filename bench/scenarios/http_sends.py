@@ -26,7 +26,7 @@ async def run(bench: Bench) -> Result:
         publisher += ["-l", str(parts.padding('{"n":1000,"text":""}')), "-E", '"success":false']
         async with wsload(parts.folder, gateway.port, *parts.client_options(acks=True), "-z", "2000") as clients:
             await clients.connect(_CLIENTS)
-            for seconds in (bench.warm_s, *[bench.measured_s] * bench.repetitions):
+            for seconds in (bench.warm_s(parts.bus), *[bench.measured_s] * bench.repetitions):
                 meter = parts.meter(wsload=clients.child)
                 async with httppub(parts.folder, dispatcher.port, *publisher, "-d", str(seconds)) as sender:
                     numbers = await finish(sender)

@@ -28,16 +28,16 @@ async def run(bench: Bench) -> Result:
 async def _measure_bus(bench: Bench, bus: str) -> list[Figure]:
     runs: list[Numbers] = []
     beside: list[dict[str, float]] = []
-    seconds = bench.warm_s + bench.repetitions * (bench.measured_s + 0.2)
     async with cluster(bench, bus=bus, store_cores=BOTH_CORES) as parts:
         gateway, dispatcher = await parts.gateway(BOTH_CORES), await parts.dispatcher(BOTH_CORES)
-        publisher = ["-P", "/message/send", "-b", _ITEM, "-n", str(_CLIENTS), "-r", str(_RATE), "-d", str(seconds)]
+        publisher = ["-P", "/message/send", "-b", _ITEM, "-n", str(_CLIENTS), "-r", str(_RATE)]
+        publisher += ["-d", str(bench.load_s(parts.bus))]
         publisher += ["-l", str(parts.padding('{"t":123456789012345,"n":10,"text":""}')), "-c", "64"]
         options = [*parts.client_options(acks=True), "-L", '"t":', "-q", '"n":']
         async with wsload(parts.folder, gateway.port, *options, cores=BOTH_CORES) as clients:
             await clients.connect(_CLIENTS)
             async with httppub(parts.folder, dispatcher.port, *publisher, cores=BOTH_CORES) as sender:
-                await clients.ask(f"run {bench.warm_s}")
+                await clients.ask(f"run {bench.warm_s(parts.bus)}")
                 for _ in range(bench.repetitions):
                     numbers, spent = await measure(parts, clients, bench.measured_s, httppub=sender)
                     runs.append(numbers)

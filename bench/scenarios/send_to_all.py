@@ -47,7 +47,7 @@ async def run(bench: Bench) -> Result:
     async with cluster(bench) as parts:
         gateway, dispatcher = await parts.gateway(), await parts.dispatcher(LOAD_CORE)
         counter = Counter(parts.folder / "count")
-        options = [*parts.client_options(), "-s", str(counter.path)]
+        options = [*parts.client_options(), "-s", str(counter.path), "-z", "1000"]
         async with wsload(parts.folder, gateway.port, *options) as clients:
             await clients.connect(_CLIENTS)
             for load in (_ONE, _SIXTEEN):
@@ -61,14 +61,14 @@ async def _measure(
     frames = 300_000 if bench.quick else 1_000_000
     command = f"fan {frames // _CLIENTS}" if load.c_command == "fan" else f"burst {frames} 16"
     limit = await c_limit(bench, command, clients=_CLIENTS)
-    seconds = bench.warm_s + bench.repetitions * (bench.measured_s + 0.2)
-    publisher = [*load.publisher, "-b", _ITEM, "-l", str(parts.padding('{"n":1000,"text":""}')), "-d", str(seconds)]
+    publisher = [*load.publisher, "-b", _ITEM, "-l", str(parts.padding('{"n":1000,"text":""}'))]
+    publisher += ["-d", str(bench.load_s(parts.bus))]
     publisher += ["-c", "2", "-s", str(counter.path), "-F", str(_CLIENTS), "-W", str(load.window)]
     rates: list[float] = []
     per_core: list[float] = []
     beside: list[dict[str, float]] = []
     async with httppub(parts.folder, dispatcher.port, *publisher) as sender:
-        await clients.ask(f"run {bench.warm_s}")
+        await clients.ask(f"run {bench.warm_s(parts.bus)}")
         for _ in range(bench.repetitions):
             numbers, spent = await measure(parts, clients, bench.measured_s, httppub=sender)
             rates.append(numbers["rate"])

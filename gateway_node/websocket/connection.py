@@ -16,8 +16,9 @@ Theory of operation. A connection goes through these states, never back:
 Sending. `send` appends to the outbox; the flusher joins it into one write per turn of the loop. The transport's
 high-water mark is 0, so it says `pause_writing` as soon as the kernel refuses a byte and `resume_writing` once it
 has taken all. In between frames gather in the outbox, up to `max_outbox_bytes`; beyond it the consumer is slow: the
-outbox is dropped and a close frame 4008 is offered until the close deadline. `blocked` is the truth about delivery:
-after a flush it is False if and only if the kernel took every byte that was sent.
+outbox is dropped and a close frame 4008 is offered until the close deadline. `blocked` and `outbox_bytes` are the
+truth about delivery: after a flush `blocked` is False, and `outbox_bytes` 0, if and only if the kernel took every byte
+of every frame that was given to `send`, those given to a connection that was closing already among them.
 
 All callbacks into the layer above come from the loop, none from inside a call of `send`, `accept`, `refuse`,
 `close` or `abort`. One that raises is logged and its connection closed with 1011.
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway_node.websocket.frames import (
     ABNORMAL,
@@ -41,6 +42,7 @@ from gateway_node.websocket.frames import (
     pong_frame,
 )
 from gateway_node.websocket.handshake import Refused, Request, accept_upgrade, head_end, http_response, parse_request
+from gateway_node.websocket.upper import Upper as Upper
 from shared.errors import CloseCode
 from shared.logs import get_log
 
@@ -54,30 +56,6 @@ _OPEN: Final = 1
 _CLOSING: Final = 2
 _ENDING: Final = 3
 _CLOSED: Final = 4
-
-
-class Upper(Protocol):
-    """The layer above a connection."""
-
-    now: float
-    """A coarse monotonic clock in seconds, kept by the layer above, so that no read asks the system for the time."""
-
-    def request_received(self, connection: Connection, request: Request) -> None:
-        """A request head came. To be answered with `accept` or `refuse`, now or within the handshake timeout."""
-
-    def message_received(self, connection: Connection, data: bytes) -> None:
-        """A text message came; `data` is valid UTF-8."""
-
-    def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
-        """
-        TCP is gone. `code` is the one of who closed first, 1006 if no one did; `clean`: both sides said close.
-
-        Called exactly once for an accepted connection and for one that is lost before its request was answered;
-        never after `refuse` or after an `accept` that returned False because of the request.
-        """
-
-    def drained(self, connection: Connection) -> None:
-        """The kernel has taken everything sent so far, after it had refused some."""
 
 
 class _Opening:
@@ -104,6 +82,7 @@ class Connection(asyncio.Protocol):
         "_end_code",
         "_end_reason",
         "_gate",
+        "_lost",
         "_opening",
         "_outbox",
         "_parser",
@@ -113,7 +92,6 @@ class Connection(asyncio.Protocol):
         "_state",
         "_told",
         "_transport",
-        "_truncated",
         "_upper",
         "blocked",
         "seen",
@@ -132,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._state = _OPENING
         self._paused = False  # between pause_writing and resume_writing
         self._dirty = False  # marked with the flusher
-        self._truncated = False  # frames that were sent were dropped
+        self._lost = 0  # bytes that were sent and can no longer reach the kernel
         self._told = False  # connection_closed is due
         self._end_code = ABNORMAL
         self._end_reason = ""
@@ -156,8 +134,9 @@ class Connection(asyncio.Protocol):
 
     @property
     def outbox_bytes(self) -> int:
-        """Bytes that were sent and the kernel has not taken."""
-        return self._queued + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+        """Bytes given to `send` that the kernel has not taken. Those of a frame that was dropped count for good."""
+        held = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._queued + self._lost + held
 
     def accept(self, subprotocol: str | None = None) -> bool:
         """
@@ -198,9 +177,10 @@ class Connection(asyncio.Protocol):
         """
         Write a frame at the end of this turn of the loop, or when the kernel takes bytes again.
 
-        False if the connection is not open: nothing of the frame is sent then.
+        False if the connection is not open, or was so slow a consumer that it is not any more: the frame is dropped.
         """
         if self._state != _OPEN:
+            self._lose(len(frame))
             return False
         outbox = self._outbox
         if outbox is None:
@@ -293,20 +273,18 @@ class Connection(asyncio.Protocol):
         if self._pong is not None and self._state == _OPEN:
             self._enqueue(self._pong)
         self._pong = None
-        self.blocked = self._truncated
+        self.blocked = self._lost > 0
         self.flush()
         if not self.blocked and self._told:
             self._call(self._upper.drained)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        held = self.outbox_bytes - self._lost
+        if held or self._paused:
+            self._lose(held or 1)  # when a write failed midway its size is not known any more
         self._state = _CLOSED
-        self._transport = None
-        self._opening = None
-        self._parser = None
-        if self._outbox is not None:
-            self._outbox = None
-            self._queued = 0
-            self.blocked = True
+        self._transport = self._opening = self._parser = self._outbox = None
+        self._queued = 0
         gate = self._gate
         gate.alive -= 1
         gate.opening.drop(self)
@@ -416,7 +394,7 @@ class Connection(asyncio.Protocol):
 
     def _cut_slow_consumer(self) -> None:
         self._state = _CLOSING
-        self._truncated = True
+        self._lose(self._queued)
         self._end_code, self._end_reason = CloseCode.SLOW_CONSUMER, "slow consumer"
         frame = close_frame(self._end_code, self._end_reason)
         self._outbox = [frame]
@@ -453,11 +431,16 @@ class Connection(asyncio.Protocol):
             self._gate.flusher.mark(self)
 
     def _write(self, transport: asyncio.Transport, outbox: list[bytes]) -> None:
+        size = self._queued
         self._outbox = None
         self._queued = 0
         transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
         if transport.is_closing():
-            self.blocked = True  # the write found a dead socket: nothing says how much was taken
+            self._lose(size)  # the write found a dead socket
+
+    def _lose(self, size: int) -> None:
+        self._lost += size
+        self.blocked = True
 
     def _call(self, callback: Callable[[Connection], None]) -> None:
         try:

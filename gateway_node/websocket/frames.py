@@ -321,7 +321,9 @@ class _Message:
             return
         octets = self._tail + chunk
         _, used = utf_8_decode(octets, "strict", False)
-        self._tail = octets[used:]
+        self._tail = tail = octets[used:]
+        if tail[:1] == b"\xed" and tail[1:] >= b"\xa0":
+            tail.decode()  # half a surrogate: the decoder waits for its third octet, in case surrogates are allowed
 
     def finish(self) -> Event:
         if not self.text:

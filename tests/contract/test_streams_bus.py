@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 
 from pushfleet.local_valkey import LocalValkey
-from shared.bus import Bus, Record, open_bus
+from shared.bus import Bus, Record, TopicReader, open_bus
 from shared.bus.streams import StreamsBus
 from shared.bus.streams.link import Link, Site, call
 from shared.bus.streams.scripts import SWEEP, marker_key
@@ -55,6 +55,11 @@ async def answer(call: Awaitable[Any] | Any) -> Any:
     return await call
 
 
+async def commit_and_close(reader: TopicReader) -> None:
+    reader.commit()
+    await reader.close()
+
+
 async def command(redis: Redis, words: str, *arguments: bytes) -> Any:
     return await redis.execute_command(*words.split(), *arguments)  # type: ignore[no-untyped-call]
 
@@ -70,8 +75,7 @@ async def test_keys_of_a_topic_lie_in_one_slot(bus: Bus, redis: Redis, namespace
     await bus.publish(topic, [Record(b"x", deliver_at_ms=now_ms() + 600_000)])
     reader = await bus.open_reader(topic)
     await read(reader, 3)
-    reader.commit()
-    await reader.close()
+    await commit_and_close(reader)
     keys = await redis.keys(f"{namespace}:*")
     parts = ["", ":0", ":1", ":2", ":delayed", ":position", ":sequence"]
     assert [f"{namespace}:bus:{{{topic}}}{part}".encode() for part in parts] == sorted(keys)
@@ -114,9 +118,11 @@ async def test_nothing_of_a_dropped_topic_stays(bus: Bus, redis: Redis, namespac
     shared = await bus.open_shared(topic, "group")
     await read(alone, 2)
     held = await take(shared, 2)
+    early = await bus.open_reader(topic)
+    await read(early, 1)
+    await commit_and_close(early)
     await bus.drop_topic(topic)
-    alone.commit()
-    await alone.close()
+    await commit_and_close(alone)
     await shared.ack(held)
     await shared.close()
     with pytest.raises(TopicMissing):
@@ -235,6 +241,17 @@ async def test_members_that_are_gone_lose_their_names(
 async def pending(redis: Redis, stream: str) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = await answer(redis.xpending_range(stream, "group", "-", "+", 10))
     return entries
+
+
+async def test_a_member_that_closes_hands_back_at_once(bus: Bus, topic: str) -> None:
+    """What it held reaches another member long before the invisible time is over."""
+    await bus.ensure_topic(topic, queues=2)
+    await bus.publish(topic, [Record(b"a"), Record(b"b", queue=1)])
+    leaving = await bus.open_shared(topic, "group", invisible_s=3600)
+    staying = await bus.open_shared(topic, "group", invisible_s=3600)
+    await take(leaving, 2)
+    await leaving.close()
+    assert ["a", "b"] == sorted(bodies_of(await take(staying, 2)))
 
 
 async def test_blocked_readers_do_not_hold_up_publishers(bus: Bus, topic: str) -> None:

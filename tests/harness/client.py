@@ -23,13 +23,21 @@ class Client:
         self.raw: list[bytes] = []
         self.pings = 0
         self.pongs: list[bytes] = []
+        self.close_reason = ""
         self._taken = 0
         self._more = asyncio.Condition()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        async for message in self.socket:
-            if message.type == aiohttp.WSMsgType.TEXT:
+        while True:
+            message = await self.socket.receive()
+            if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING):
+                self.close_reason = str(message.extra or self.close_reason)
+                if self.socket.closed:
+                    break
+            elif message.type == aiohttp.WSMsgType.ERROR:
+                break
+            elif message.type == aiohttp.WSMsgType.TEXT:
                 self.raw.append(message.data.encode())
                 self.frames.append(_loads(message.data))
             elif message.type == aiohttp.WSMsgType.PING:
@@ -79,10 +87,6 @@ class Client:
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.shield(self._reading)
         return self.socket.close_code or 0
-
-    @property
-    def close_reason(self) -> str:
-        return getattr(self.socket, "_close_message", None) or ""
 
     async def close(self) -> None:
         await self.socket.close()

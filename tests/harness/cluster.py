@@ -49,8 +49,8 @@ class Role:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PUSH_")}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-X", "dev", "-W", "error::ResourceWarning"),
-            *("-m", self._module),
+            "-m",
+            self._module,
             env=inherited | self._variables,
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from pushfleet.child import DEATHS_AT_MOST, Child
+from tests.harness.processes import Watch
 
 DEADLINE_S = 20.0
 READY = """
@@ -20,23 +19,16 @@ def log(event, **fields): print(json.dumps({"level": "info", "event": event, **f
 log("ready", pid=os.getpid())
 """
 POLITE = (
-    READY
-    + """
-import signal
-signal.signal(signal.SIGTERM, lambda *_: (log("bye"), sys.exit(0)))
-while True: signal.pause()
-"""
-)
-DEAF = (
     """
 import signal
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: (log("bye"), sys.exit(0)))
 """
     + READY
     + """
 while True: signal.pause()
 """
 )
+DEAF = POLITE.replace('lambda *_: (log("bye"), sys.exit(0))', "signal.SIG_IGN")
 
 
 class Watched:
@@ -44,6 +36,7 @@ class Watched:
 
     def __init__(self, program: str, folder: Path, refit: Callable[[], None] = lambda: None) -> None:
         self.said: list[str] = []
+        self.between_lives = asyncio.Event()
         self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.log = folder / "logs" / "child.log"
         command = [sys.executable, "-c", program]
@@ -51,10 +44,15 @@ class Watched:
             "child",
             lambda: (command, os.environ),
             self.log,
-            say=self.said.append,
+            say=self._take,
             give_up=self.gave_up.set_result,
             refit=refit,
         )
+
+    def _take(self, line: str) -> None:
+        self.said.append(line)
+        if "started again" in line:
+            self.between_lives.set()
 
     async def until_ready(self) -> int:
         """Its pid."""
@@ -119,18 +117,27 @@ async def test_a_child_that_cannot_live_is_given_up(tmp_path: Path) -> None:
     await watched.child.stop(DEADLINE_S)
 
 
+async def test_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
+    """Exit code 2 is a role's word for them: given up at the first time, with what it said."""
+    watched = Watched("import sys; print('PUSH_X: expected y'); sys.exit(2)", tmp_path)
+    watched.child.start()
+    async with asyncio.timeout(DEADLINE_S):
+        await watched.gave_up
+    assert "PUSH_X: expected y" in watched.said[0]
+    assert not watched.between_lives.is_set()
+    await watched.child.stop(DEADLINE_S)
+
+
 async def test_a_child_between_two_lives_can_be_stopped(tmp_path: Path) -> None:
     """Stopping while it waits to be started again ends the waiting."""
     watched = Watched("import sys; sys.exit(3)", tmp_path)
     watched.child.start()
     async with asyncio.timeout(DEADLINE_S):
-        while not any("started again" in line for line in watched.said):
-            await asyncio.sleep(0.01)
+        await watched.between_lives.wait()
     await watched.child.stop(DEADLINE_S)
     assert watched.child.pid == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's promise is Linux's")
 async def test_a_child_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     """SIGKILL to the parent leaves no orphan."""
     parent_program = f"""
@@ -152,8 +159,7 @@ asyncio.run(run())
     assert parent.stdout is not None
     async with asyncio.timeout(DEADLINE_S):
         pid = int(await parent.stdout.readline())
-        assert runs(pid)
-        parent.kill()
-        await parent.wait()
-        while runs(pid):
-            await asyncio.sleep(0.01)
+    child = Watch(pid)
+    parent.kill()
+    await parent.wait()
+    await child.until_all_ended()

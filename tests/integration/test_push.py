@@ -133,16 +133,31 @@ async def test_every_session_of_a_client_gets_it_and_the_first_ack_retires(clust
 
 
 async def test_500_sends_keep_their_order(cluster: Cluster, name: Name) -> None:
-    """One after the other, through two dispatchers in turn."""
+    """One after the other, through two dispatchers in turn, to a live session."""
     alice = name("alice")
-    async with connected(cluster.http, f"{cluster.socket_url(1)}?clientId={alice}&ack=1") as client:
+    async with connected(cluster.http, f"{cluster.socket_url(1)}?clientId={alice}") as client:
         await client.receive()
         for number in range(500):
             url = cluster.url_of(cluster.dispatchers[number % 2])
-            await cluster.post_to(url, "/message/send", {"to": alice, "msg": {"n": number}})
+            await cluster.post_to(url, "/message/send", {"to": alice, "msg": number})
         got = await client.until_business(500)
 
-    assert [message["msg"]["n"] for message in got] == list(range(500))
+    assert [message["msg"] for message in got] == list(range(500))
+
+
+async def test_a_backlog_beyond_the_window_keeps_its_order(cluster: Cluster, name: Name) -> None:
+    """700 stored messages and 100 that come while they are replayed; slice by slice as acknowledgements come."""
+    alice = name("alice")
+    items = [{"to": alice, "msg": number} for number in range(800)]
+    assert (await cluster.post("/message/sendList", items[:700])).status == 200
+    async with connected(cluster.http, f"{cluster.socket_url(1)}?clientId={alice}&ack=1") as client:
+        await client.receive()
+        assert (await cluster.post("/message/sendList", items[700:])).status == 200
+        for number in range(800):
+            message = await client.receive_type(1)
+            assert message["msg"] == number
+            await client.ack(message["messageId"])
+        await until_pending(cluster, alice, 0)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +165,7 @@ async def test_500_sends_keep_their_order(cluster: Cluster, name: Name) -> None:
     [
         json.dumps("你好 🚀 " * 6000, ensure_ascii=False).encode(),
         b'{"z":9223372036854775808,"a":-9223372036854775809,"m":{"b":1.0,"a":1e400}}',
-        b'{ "pretty" : [ 1,\r\n\t2 ] ,\n "text" : "\\n\\u0000\\ud83d" }',
+        b'{ "pretty" : [ 1,\r\n\t2 ] ,\n "text" : "\\n\\u0000\\ud83d\\ude80" }',
         b'{"sessionId":"","to":"","messageId":"no","trigger":9}',
         b"null",
         b'""',

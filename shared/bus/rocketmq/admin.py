@@ -86,7 +86,7 @@ class Admin:
     async def _wait_until_shown(self, topic: str, masters: dict[str, str]) -> None:
         """Brokers register a new topic by themselves, within some milliseconds."""
         backoff = Backoff(0.005, 0.1)
-        while await self._masters_without(topic, masters):
+        while await self._masters_without(topic, masters):  # noqa: ASYNC110 - another process is waited for
             await asyncio.sleep(backoff.next_s())
 
     async def _on_each(self, addresses: Iterable[str], code: int, fields: dict[str, str]) -> None:
