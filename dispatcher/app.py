@@ -59,7 +59,7 @@ class Dispatcher:
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
         self._nodes = LiveNodes(self._store, Registry(self._store), namespace=namespace, lease_s=settings.lease_s)
         self._tally = Tally()
-        self._push = Push(inbox, self._nodes, Publisher(self._bus), Idempotency(self._store), self._tally)
+        self._push = Push(self._store, inbox, self._nodes, Publisher(self._bus), Idempotency(self._store), self._tally)
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)

@@ -138,16 +138,26 @@ class LiveNodes:
             waiting, self._waiting = self._waiting, None
             try:
                 await self._read()
+            except Exception as error:
+                self._failed(error, waiting)
+                continue
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+            try:
                 await self._remove_stale()
-            except StoreUnavailable as error:
-                if self._complaint.due():
-                    _log.warning("redis_unavailable", reason=str(error))
-                if waiting is not None and not waiting.done():
-                    waiting.set_exception(error)
-                    waiting.exception()  # nobody may be left to take it
+            except Exception as error:
+                self._failed(error, None)
+
+    def _failed(self, error: Exception, waiting: asyncio.Future[None] | None) -> None:
+        """The task goes on whatever happened: without it no node that starts would ever be known."""
+        if self._complaint.due():
+            if isinstance(error, StoreUnavailable):
+                _log.warning("redis_unavailable", reason=str(error))
             else:
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
+                _log.error("nodes_not_read", exc_info=error)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(error)
+            waiting.exception()  # nobody may be left to take it
 
     async def _read(self) -> None:
         keys = self._store.keys

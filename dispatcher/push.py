@@ -43,8 +43,10 @@ from shared.ids import MessageIdMint, mint_request_id
 from shared.inbox import Inbox, Stored, StoredMessage, Target
 from shared.logs import OncePerSecond, get_log
 from shared.record import Kind, encode_line, line_head
+from shared.store import Store
 
 _MOST_VOLUME = 256 << 20
+_TURN = 512
 _log = get_log("dispatcher")
 _mint = MessageIdMint().mint
 
@@ -141,11 +143,12 @@ class _Part:
 class Push:
     """Sends orders. One for the process."""
 
-    __slots__ = ("_complaint", "_idempotency", "_nodes", "_publisher", "_store", "_tally", "_volume")
+    __slots__ = ("_complaint", "_idempotency", "_nodes", "_publisher", "_redis", "_store", "_tally", "_volume")
 
     def __init__(
-        self, inbox: Inbox, nodes: LiveNodes, publisher: Publisher, idempotency: Idempotency, tally: Tally
+        self, store: Store, inbox: Inbox, nodes: LiveNodes, publisher: Publisher, idempotency: Idempotency, tally: Tally
     ) -> None:
+        self._redis = store
         self._store: Batcher[tuple[str, StoredMessage], Target] = Batcher("store", inbox.store)
         self._nodes = nodes
         self._publisher = publisher
@@ -187,14 +190,17 @@ class Push:
                 order.ask.claim if order.ask else self._idempotency.claim(),
             )
         try:
-            begun = await self._idempotency.begin([order.ask for order in named if order.ask])
+            begun = iter(await self._idempotency.begin([order.ask for order in named if order.ask]))
         except PushfleetError as error:
             for order in named:
                 order.error = error
             return [order for order in orders if not order.send.request_id], []
-        go = [order for order in orders if not order.send.request_id]
-        waiting = []
-        for order, record in zip(named, begun, strict=True):
+        go, waiting = [], []
+        for order in orders:
+            if not order.send.request_id:
+                go.append(order)
+                continue
+            record = next(begun)
             if record.state is State.WORKING:
                 waiting.append(order)
             elif _settle(order, record):
@@ -248,8 +254,9 @@ class Push:
         parts: dict[str, _Part] = {}
         try:
             if batch:
+                self._check_store()
                 found = await self._store.submit(batch)
-                strangers = self._place(orders, found, parts)
+                strangers = await self._place(orders, found, parts)
                 if strangers:
                     await self._place_strangers(strangers, parts)
         except PushfleetError as error:
@@ -265,7 +272,13 @@ class Push:
                 order.finish()
                 self._count(order)
 
-    def _place(
+    def _check_store(self) -> None:
+        """While Redis is known to be away nobody waits for it to answer: the next reading of leases finds it back."""
+        if not self._redis.available:
+            self._nodes.refresh_soon()
+            raise StoreUnavailable("Redis does not answer; try again")
+
+    async def _place(
         self, orders: Sequence[Order], found: list[Target], parts: dict[str, _Part]
     ) -> list[tuple[Order, str, Target]]:
         """Put lines into the parts of their topics; gives those with a session on a node that is not known."""
@@ -275,6 +288,8 @@ class Push:
             for client_id in order.send.targets:
                 target = found[place]
                 place += 1
+                if not place % _TURN:
+                    await asyncio.sleep(0)  # a send to thousands holds up no other
                 if not target.sessions or target.stored is Stored.FULL:
                     order.offline.append(client_id)
                     if target.stored is Stored.FULL:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 
 import msgspec
 
@@ -75,18 +74,18 @@ class UpstreamTaker:
             await self._room.acquire()
             try:
                 records = await self._fetch()
-            except PushfleetError as error:
-                self._room.release()
-                self._complain("upstream_not_fetched", error)
-                await asyncio.sleep(pause.next_s())
-                continue
-            except BaseException:
+            except asyncio.CancelledError:
                 self._room.release()
                 raise
+            except Exception as error:  # the task goes on whatever happened
+                self._room.release()
+                self._complain("upstream_not_fetched", repr(error))
+                await asyncio.sleep(pause.next_s())
+                continue
             pause.reset()
             task = asyncio.create_task(self._take(records), name="upstream batch")
             self._work.add(task)
-            task.add_done_callback(partial(self._done))
+            task.add_done_callback(self._done)
 
     async def _fetch(self) -> list[Received]:
         if self._reader is None:

@@ -21,6 +21,7 @@ from aiohttp import web
 from gateway_node.admin import open_admin
 from gateway_node.consumer import Consumer
 from gateway_node.delivery import Delivery
+from gateway_node.fanout import Fanout
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
@@ -71,7 +72,8 @@ class Node:
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
         self._registry = Registry(self._store)
         self._hub = Hub()
-        self._delivery = Delivery(self._hub, Inbox(self._store), settings)
+        self._fanout = Fanout(self._hub)
+        self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._fanout.broadcasts)
         upstream = upstream_topic(settings.namespace)
         self._upstream_topic = upstream
         self._upstream = Upstream(self._bus, upstream)
@@ -142,7 +144,7 @@ class Node:
         """Read the topic; if reading fails (somebody deleted the topic), make it again and go on."""
         while True:
             try:
-                await Consumer(self._bus, self._topic, self._delivery).run()
+                await Consumer(self._bus, self._topic, self._delivery, self._fanout).run()
             except PushfleetError as error:
                 _log.warning("consumer_stopped", reason=str(error))
             except Exception:

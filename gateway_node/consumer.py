@@ -13,10 +13,11 @@ import asyncio
 import time
 
 from gateway_node.delivery import Delivery
+from gateway_node.fanout import Fanout
 from gateway_node.metrics import DELIVERED, LINES
 from shared.bus import Bus, TopicReader
 from shared.logs import OncePerSecond, get_log
-from shared.record import BadLine, Kind, decode_line, split_lines
+from shared.record import Kind, decode_line, split_lines
 
 _LINES_A_TURN = 256
 _log = get_log("consumer")
@@ -25,12 +26,13 @@ _log = get_log("consumer")
 class Consumer:
     """Owned by app.py, which runs `run` as a task."""
 
-    __slots__ = ("_bad", "_bus", "_complaint", "_delivery", "_expired", "_topic")
+    __slots__ = ("_bad", "_bus", "_complaint", "_delivery", "_expired", "_fanout", "_topic")
 
-    def __init__(self, bus: Bus, topic: str, delivery: Delivery) -> None:
+    def __init__(self, bus: Bus, topic: str, delivery: Delivery, fanout: Fanout) -> None:
         self._bus = bus
         self._topic = topic
         self._delivery = delivery
+        self._fanout = fanout
         self._complaint = OncePerSecond()
         self._bad = 0
         self._expired = 0
@@ -64,19 +66,27 @@ class Consumer:
     async def _deliver_lines(self, lines: list[bytes]) -> None:
         delivery = self._delivery
         now_ms = time.time_ns() // 1_000_000
+        for_everyone: list[bytes] = []  # a run of these goes to each session in one write
         for line in lines:
             try:
                 kind, expires_ms, order, envelope = decode_line(line)
                 if expires_ms <= now_ms:
                     self._expired += 1
-                elif kind == Kind.DIRECT:
+                    continue
+                if kind == Kind.EVERYONE:
+                    for_everyone.append(envelope)
+                    continue
+                if for_everyone:
+                    await self._fanout.everyone(for_everyone)
+                    for_everyone = []
+                if kind == Kind.DIRECT:
                     delivery.direct(envelope, expires_ms, order)
-                elif kind == Kind.ONLINE:
-                    delivery.online(envelope)
                 else:
-                    await delivery.everyone(envelope)
-            except (BadLine, ValueError):
+                    delivery.online(envelope)
+            except ValueError:  # BadLine is one
                 self._set_aside(line)
+        if for_everyone:
+            await self._fanout.everyone(for_everyone)
 
     def _set_aside(self, line: bytes) -> None:
         self._bad += 1
@@ -86,13 +96,15 @@ class Consumer:
     def _count(self) -> None:
         """Counters are raised once a fetch: see shared.metrics."""
         delivery = self._delivery
-        DELIVERED.inc(delivery.delivered)
+        fanout = self._fanout
+        DELIVERED.inc(delivery.delivered + fanout.delivered)
         for outcome, count in (
-            ("duplicate", delivery.duplicates),
+            ("duplicate", delivery.duplicates + fanout.duplicates),
             ("no_session", delivery.unknown),
             ("expired", self._expired),
-            ("set_aside", self._bad),
+            ("set_aside", self._bad + fanout.set_aside),
         ):
             if count:
                 LINES.labels(outcome).inc(count)
-        delivery.delivered = delivery.duplicates = delivery.unknown = self._expired = self._bad = 0
+        delivery.delivered = delivery.duplicates = delivery.unknown = 0
+        fanout.delivered = fanout.duplicates = fanout.set_aside = self._expired = self._bad = 0

@@ -22,19 +22,17 @@ from gateway_node.metrics import REPLAYED, RESENT, RETIRED
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.websocket.frames import text_frame
-from gateway_node.window import Recent, Window
-from shared.envelope import cut_template, fill_cut, fill_template, message_id_of, session_id_of
+from gateway_node.window import Recent, Window, Written
+from shared.envelope import fill_template, message_id_of, session_id_of
 from shared.inbox import Inbox, Slice
 
 _MOST_EARLY = 64
-_UNBOUNDED = 1 << 62
-_FANOUT_SLICE = 2000
 
 
 class Delivery:
-    """See the module. `now` (event loop clock, s) is set by who calls in a batch."""
+    """See the module. `now` (event loop clock, s) is set by who calls in a batch; `broadcasts` is the fan-out's."""
 
-    def __init__(self, hub: Hub, inbox: Inbox, settings: GatewaySettings) -> None:
+    def __init__(self, hub: Hub, inbox: Inbox, settings: GatewaySettings, broadcasts: Recent) -> None:
         self.now = 0.0
         self.delivered = 0
         self.duplicates = 0
@@ -45,8 +43,8 @@ class Delivery:
         self._ack_timeout_s = settings.ack_timeout_s
         self._written: list[Session] = []
         self._unacked: set[Session] = set()
-        self._broadcasts = Recent()
-        self.retirements: Backlog[tuple[str, str]] = Backlog("retire", self._retire)
+        self._broadcasts = broadcasts
+        self.retirements: Backlog[tuple[str, bytes]] = Backlog("retire", self._retire)
         self._pulls: Backlog[Session] = Backlog("pull", self._pull, most=64)
 
     async def close(self, within_s: float) -> None:
@@ -87,23 +85,6 @@ class Delivery:
         elif len(session.early) < _MOST_EARLY:
             session.early.append(frame)
 
-    async def everyone(self, template: bytes) -> None:
-        """A message for each session of the node. Raises ValueError when it is not a template."""
-        message_id = message_id_of(template)
-        if message_id in self._broadcasts:
-            self.duplicates += 1
-            return
-        self._broadcasts.add(message_id)
-        head, tail = cut_template(template)
-        sessions = list(self._hub.by_id.values())
-        for start in range(0, len(sessions), _FANOUT_SLICE):
-            if start:
-                await asyncio.sleep(0)  # heartbeats and other messages are not held up by a large node
-            for session in sessions[start : start + _FANOUT_SLICE]:
-                if session.early is None:
-                    filled = fill_cut(head, session.session_id, session.client_id.encode(), tail)
-                    self._write(session, text_frame(filled))
-
     # -- acknowledgements ------------------------------------------------------------------------------------
 
     def ack(self, session: Session, message_ids: Sequence[str]) -> None:
@@ -113,19 +94,19 @@ class Delivery:
         for message_id in message_ids:
             key = message_id.encode()
             if window.ack(key) or key not in self._broadcasts:
-                self.retirements.add((client_id, message_id))
+                self.retirements.add((client_id, key))
         if not len(window):
             self._unacked.discard(session)
         self._pull_if_ready(session)
 
     def kernel_took_all(self, session: Session) -> None:
         """Everything written to the session's connection is in the kernel's hands."""
-        if session.ack or not session.window:
-            return
-        client_id = session.client_id
-        for message_id in session.window.ack_all():
-            self.retirements.add((client_id, message_id.decode()))
-        self._pull_if_ready(session)
+        written = session.window
+        if isinstance(written, Written):
+            client_id = session.client_id
+            for message_id in written.take_all():
+                self.retirements.add((client_id, message_id))
+            self._pull_if_ready(session)
 
     # -- replay ----------------------------------------------------------------------------------------------
 
@@ -221,21 +202,16 @@ class Delivery:
             elif not session.connection.blocked:
                 self._confirm_soon(session)  # written to again behind the flush; else `drained` will tell
 
-    def _window(self, session: Session) -> Window:
+    def _window(self, session: Session) -> Window | Written:
         if session.window is None:
             settings = self._settings
-            session.window = (
-                Window(settings.window_messages, settings.window_bytes)
-                if session.ack
-                else Window(_UNBOUNDED, _UNBOUNDED)  # bounded by the outbox: see Connection
-            )
+            session.window = Window(settings.window_messages, settings.window_bytes) if session.ack else Written()
         return session.window
 
     def _pull_if_ready(self, session: Session) -> None:
         if not session.want_pull or session.early is not None:
             return
-        window = self._window(session)
-        if window.is_half_empty() if session.ack else not len(window):
+        if self._window(session).is_half_empty():
             session.want_pull = False
             self._pulls.add(session)
 
@@ -256,5 +232,5 @@ class Delivery:
             if session.session_id in self._hub.by_id:
                 self.replay(session, inbox)
 
-    async def _retire(self, messages: list[tuple[str, str]]) -> None:
+    async def _retire(self, messages: list[tuple[str, bytes]]) -> None:
         RETIRED.inc(await self._inbox.retire(messages))

@@ -13,12 +13,15 @@ is the place up to which the inbox was read for this session: a record at or bef
 from __future__ import annotations
 
 from gateway_node.websocket.connection import Connection
-from gateway_node.window import Window
+from gateway_node.window import Window, Written
+from shared.envelope import address_of
 
 
 class Session:
     """
     `ack`: the client acknowledges; else a message counts as delivered once the kernel took its bytes.
+
+    `address` is what differs between the envelopes of one message (see shared.envelope).
 
     `early` holds frames that came before the session was registered; None from then on. `expires_s` (epoch s, 0:
     never) is the token's end.
@@ -26,6 +29,7 @@ class Session:
 
     __slots__ = (
         "ack",
+        "address",
         "bad_frames",
         "bad_since",
         "client_id",
@@ -48,6 +52,7 @@ class Session:
     ) -> None:
         self.session_id = session_id
         self.client_id = client_id
+        self.address = address_of(session_id, client_id.encode())
         self.connection = connection
         self.ack = ack
         self.expires_s = expires_s
@@ -58,7 +63,7 @@ class Session:
         self.want_pull = False
         self.read_to = 0
         self.early: list[bytes] | None = None
-        self.window: Window | None = None
+        self.window: Window | Written | None = None
         self.delivered = 0
         self.bad_frames = 0
         self.bad_since = 0.0

@@ -63,6 +63,57 @@ class Recent:
         return not self._old
 
 
+class Written:
+    """
+    The window of a session that does not acknowledge: what the kernel may not have taken yet.
+
+    It has room for anything, since the outbox of the connection is the bound; nothing in it is ever due.
+    """
+
+    __slots__ = ("_ids", "_recent")
+
+    next_due = _NEVER
+
+    def __init__(self) -> None:
+        self._ids: list[bytes] = []
+        self._recent = Recent()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def knows(self, message_id: bytes) -> bool:
+        return message_id in self._recent
+
+    def has_room(self, size: int) -> bool:
+        return True
+
+    def is_half_empty(self) -> bool:
+        """The next slice is pulled when the kernel took all of the last one."""
+        return not self._ids
+
+    def add(self, message_id: bytes, envelope: bytes, expires_ms: int, due: float) -> None:
+        self._ids.append(message_id)
+        self._recent.add(message_id)
+
+    def remember(self, message_id: bytes) -> None:
+        self._recent.add(message_id)
+
+    def ack(self, message_id: bytes) -> bool:
+        """An acknowledgement that was not asked for."""
+        return False
+
+    def take_all(self) -> list[bytes]:
+        """The kernel took all of it: the ids."""
+        ids, self._ids = self._ids, []
+        return ids
+
+    def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
+        return []
+
+    def age(self) -> None:
+        self._recent.age()
+
+
 class Window:
     """See the module. Ids are 32 hex digits as bytes."""
 
@@ -114,15 +165,6 @@ class Window:
         self.bytes -= len(unacked.envelope)
         self.remember(message_id)
         return True
-
-    def ack_all(self) -> list[bytes]:
-        """All of them were acknowledged; their ids."""
-        ids = list(self._unacked)
-        for message_id in ids:
-            self.remember(message_id)
-        self._unacked.clear()
-        self.bytes = 0
-        return ids
 
     def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
         """Envelopes to send again now; each gets its next time-out. Expired ones leave the window."""

@@ -45,8 +45,8 @@ class DeathCount:
 
 class Child:
     """
-    One child process. `launch` gives its command and environment at each start, `refit` is called before a start
-    again if it had never been ready (its port may have been taken by somebody else).
+    One child process. `launch` gives its command and environment at each start. `refit` is asked before a start again
+    if it had never been ready: whether something about its start was changed (its port had been taken by somebody).
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class Child:
         *,
         say: Callable[[str], None],
         give_up: Callable[[str], None],
-        refit: Callable[[], None] = lambda: None,
+        refit: Callable[[], bool] = lambda: False,
     ) -> None:
         self.name = name
         self._launch = launch
@@ -176,16 +176,14 @@ class Child:
         self._ready.clear()
         how = f"was ended by {_signal_name(-status)}" if status < 0 else f"ended with exit code {status}"
         self._say(f"{self.name} {how}; the last lines of {log.path}:\n{log.tail() or '    (nothing)'}")
-        if status == WRONG_SETTINGS:
+        if was_ready:
+            self._backoff.reset()
+        elif not self._refit() and status == WRONG_SETTINGS:
             self._give_up(f"{self.name} does not take its settings")
             return False
         if self._deaths.too_many():
             self._give_up(f"{self.name} died more than {DEATHS_AT_MOST} times within {DEATHS_WITHIN_S:g} s")
             return False
-        if was_ready:
-            self._backoff.reset()
-        else:
-            self._refit()
         delay_s = self._backoff.next_s()
         self._say(f"{self.name} is started again in {delay_s:.1f} s")
         await asyncio.sleep(delay_s)

@@ -23,7 +23,7 @@ from pushfleet.child import Child, DeathCount
 from pushfleet.lifeline import end_with_parent
 from pushfleet.local_rocketmq import LocalRocketMQ, LocalRocketMQError
 from pushfleet.local_valkey import LocalValkey, LocalValkeyError
-from pushfleet.ports import PortPicker
+from pushfleet.ports import PortPicker, bindable
 from pushfleet.rocketmq import NAME_SERVER_PORT
 from shared.backoff import Backoff
 
@@ -167,13 +167,15 @@ class Cluster:
     def _role(self, name: str, package: str, wanted: Mapping[str, int], health_port: str) -> _Role:
         ports: dict[str, int] = {}
 
-        def take_ports() -> None:
-            ports.update({variable: self._picker.pick(port, name) for variable, port in wanted.items()})
+        def take_ports() -> bool:
+            taken = {variable: port for variable, port in wanted.items() if not bindable(ports[variable])}
+            ports.update({variable: self._picker.pick(port, name) for variable, port in taken.items()})
+            return bool(taken)
 
         def launch() -> tuple[Sequence[str], Mapping[str, str]]:
             return [sys.executable, "-m", package], self._environment(ports)
 
-        take_ports()
+        ports.update({variable: self._picker.pick(port, name) for variable, port in wanted.items()})
         log = self.logs / f"{name}.log"
         child = Child(name, launch, log, say=self._say, give_up=self._fail, refit=take_ports)
         return _Role(child, ports, health_port)
@@ -268,6 +270,7 @@ class Cluster:
         if self._rocketmq is not None:
             await self._rocketmq.stop()
         await self._valkey.stop()
+        self._picker.close()
 
     def kill(self) -> None:
         """SIGKILL to everything, now."""

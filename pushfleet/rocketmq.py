@@ -68,7 +68,8 @@ async def _serve(folder: Path, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    server = LocalRocketMQ(folder, name_server_port=PortPicker(say).pick(port, "the name server"), say=say)
+    picker = PortPicker(say)
+    server = LocalRocketMQ(folder, name_server_port=picker.pick(port, "the name server"), say=say)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -84,6 +85,7 @@ async def _serve(folder: Path, port: int) -> None:
         stopping.cancel()
         say("stopping RocketMQ")
         await server.stop()
+        picker.close()
 
 
 async def _watch(server: LocalRocketMQ, stop: asyncio.Event) -> None:

@@ -67,6 +67,11 @@ def fill_template(template: bytes, session_id: bytes, client_id: bytes) -> bytes
     )
 
 
+def address_of(session_id: bytes, client_id: bytes) -> bytes:
+    """What stands between the two parts of a cut template: `head + address + tail` is the envelope."""
+    return b"".join((session_id, _TO, client_id))
+
+
 def fill_cut(head: bytes, session_id: bytes, client_id: bytes, tail: bytes) -> bytes:
     """As `fill_template`, from a template that was cut once for many sessions."""
     return b"".join((head, session_id, _TO, client_id, tail))

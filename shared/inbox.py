@@ -87,12 +87,19 @@ def _waiting(message_id: bytes, value: bytes) -> Waiting:
     return Waiting(message_id.decode(), int(value[_ORDER]), int(value[_EXPIRES]), value[_TEMPLATE])
 
 
+_NOT_STORED = {0: Stored.NOT_DURABLE, -1: Stored.FULL}
+
+
 def _target(answer: list[Any]) -> Target:
     place: int = answer[0]
-    sessions = tuple((answer[i].decode(), answer[i + 1].decode()) for i in range(1, len(answer), 2))
+    sessions: tuple[tuple[str, str], ...]
+    if len(answer) == 3:  # nearly always
+        sessions = ((answer[1].decode(), answer[2].decode()),)
+    else:
+        sessions = tuple((answer[i].decode(), answer[i + 1].decode()) for i in range(1, len(answer), 2))
     if place > 0:
         return Target(Stored.YES, place, sessions)
-    return Target(Stored(place), 0, sessions)
+    return Target(_NOT_STORED[place], 0, sessions)
 
 
 class Inbox:
@@ -127,7 +134,7 @@ class Inbox:
         names = [self._store.keys.inbox(client_id) for client_id in client_ids]
         return [read_slice(answer) for answer in await self._store.run(_READ, names, (most, most_bytes))]
 
-    async def retire(self, messages: Sequence[tuple[str, str]]) -> int:
+    async def retire(self, messages: Sequence[tuple[str, str | bytes]]) -> int:
         """Take out messages (clientId, messageId); how many of them were there."""
         inbox = self._store.keys.inbox
         retired: int = await self._store.run(

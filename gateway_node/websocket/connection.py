@@ -200,6 +200,20 @@ class Connection(asyncio.Protocol):
             self._dirty = True  # it is still marked
         return True
 
+    def send_now(self, frames: bytes) -> bool:
+        """
+        As `send`, without waiting for the end of the turn: for who writes to each connection once in a turn.
+
+        `frames` may be several. What was sent before goes first.
+        """
+        transport = self._transport
+        if self._dirty or self._paused or self._state != _OPEN or transport is None:
+            return self.send(frames)
+        transport.write(frames)
+        if transport.is_closing():
+            self._lose(len(frames))  # the write found a dead socket
+        return True
+
     def close(self, code: int = CloseCode.NORMAL, reason: str = "") -> None:
         """
         Close with the frames sent so far going first (RFC 6455 section 7.1.2); cut after the close timeout.

@@ -217,8 +217,15 @@ async def test_readers_go_on_when_the_server_lost_its_data(private_bus: Bus, pri
     assert [["c"], ["c"]] == [bodies_of(await task) for task in waiting]
 
 
+@pytest.fixture
+async def link(valkey: LocalValkey) -> AsyncIterator[Link]:
+    link = Link(Site(valkey.url))
+    yield link
+    await link.close()
+
+
 async def test_members_that_are_gone_lose_their_names(
-    bus: Bus, redis: Redis, valkey: LocalValkey, namespace: str, topic: str
+    bus: Bus, redis: Redis, link: Link, namespace: str, topic: str
 ) -> None:
     """A member that closes and holds nothing is forgotten; one that crashed is, once what it held was claimed."""
     await bus.ensure_topic(topic)
@@ -230,12 +237,10 @@ async def test_members_that_are_gone_lose_their_names(
     assert [] == await redis.xinfo_consumers(stream, "group")
     holder = await bus.open_shared(topic, "group")
     await take(holder, 1)
-    link = Link(Site(valkey.url))
     sweep = call(SWEEP, marker_key(namespace, topic), b"group", 1, -1)
     assert [0] == await link.exchange([sweep])
     await redis.xack(stream, "group", *[entry["message_id"] for entry in await pending(redis, stream)])
     assert [1] == await link.exchange([sweep])
-    await link.close()
 
 
 async def pending(redis: Redis, stream: str) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ DEAF = POLITE.replace('lambda *_: (log("bye"), sys.exit(0))', "signal.SIG_IGN")
 class Watched:
     """A child that runs a program, and everything that was said about it."""
 
-    def __init__(self, program: str, folder: Path, refit: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, program: str, folder: Path, refit: Callable[[], bool] = lambda: False) -> None:
         self.said: list[str] = []
         self.between_lives = asyncio.Event()
         self.gave_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -106,13 +106,18 @@ async def test_a_child_that_dies_is_started_again_and_its_last_lines_are_told(tm
 
 async def test_a_child_that_cannot_live_is_given_up(tmp_path: Path) -> None:
     """A bounded number of starts, then one clear message; before each next one it may take other ports."""
-    refits: list[None] = []
-    watched = Watched("import sys; sys.exit('no such port')", tmp_path, lambda: refits.append(None))
+    refits: list[bool] = []
+
+    def refit() -> bool:
+        refits.append(True)
+        return True
+
+    watched = Watched("import sys; sys.exit('no such port')", tmp_path, refit)
     watched.child.start()
     async with asyncio.timeout(60):
         reason = await watched.gave_up
     assert f"child died more than {DEATHS_AT_MOST} times" in reason
-    assert len(refits) == DEATHS_AT_MOST
+    assert len(refits) == DEATHS_AT_MOST + 1
     assert "no such port" in watched.said[0]
     await watched.child.stop(DEADLINE_S)
 

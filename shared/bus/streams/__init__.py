@@ -11,6 +11,7 @@ nobody else. All are made when first needed.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
@@ -64,7 +65,7 @@ class StreamsBus:
         return self._site.connected
 
     async def ensure_topic(self, topic: str, *, queues: int = 1) -> None:
-        """See Bus. A topic that is there keeps its number of queues."""
+        """See Bus. A topic that is there keeps its number of queues; it does not change while it lives."""
         await self._link.exchange([(b"SET", self._marker(topic), queues, b"NX")])
 
     async def drop_topic(self, topic: str) -> None:
@@ -133,8 +134,7 @@ class StreamsBus:
     async def close(self) -> None:
         await self._publisher.close()
         await self._delays.close()
-        for reader in tuple(self._readers):
-            await reader.close()
+        await asyncio.gather(*(reader.close() for reader in self._readers))
         await self._link.close()
 
     def _marker(self, topic: str) -> bytes:

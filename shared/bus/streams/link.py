@@ -77,13 +77,14 @@ class Site:
 class Link:
     """See the module."""
 
-    __slots__ = ("_connection", "_lock", "_lost", "_site")
+    __slots__ = ("_connection", "_lock", "_lost", "_made", "_site")
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._lost = False
+        self._made = False
 
     async def exchange(self, commands: Sequence[Command], *, deadline_s: float = DEADLINE_S) -> list[Any]:
         """
@@ -111,8 +112,9 @@ class Link:
             async with asyncio.timeout(wait_s + DEADLINE_S):
                 return (await self._once((command,)))[0]
         except (TimeoutError, _Away) as error:
-            self._away(str(error) or "no answer")
-            raise BusUnavailable(f"{self._site.name}: {error}") from None
+            reason = str(error) or "no answer"
+            self._away(reason)
+            raise BusUnavailable(f"{self._site.name}: {reason}") from None
 
     async def close(self) -> None:
         """Drop the connection. A later exchange makes a new one."""
@@ -154,13 +156,14 @@ class Link:
             reply = await _reply(connection)
             if isinstance(reply, Exception):
                 raise _translated(reply)
-        if self._lost:
+        if self._made and self._lost:
             BUS_RECONNECTS.labels(self._site.name).inc()
             _log.info("bus reconnected", peer=self._site.name)
-        self._lost = False
+        self._made, self._lost = True, False
         return connection
 
     def _away(self, reason: str) -> None:
+        self._lost = True
         self._site.connected = False
         if self._site.noisy.due():
             _log.warning("bus unavailable", peer=self._site.name, reason=reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway_node.window import Recent, Window
+from gateway_node.window import Recent, Window, Written
 
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 LATER_MS = 10**13
@@ -79,14 +79,19 @@ def test_an_expired_message_is_not_resent_and_leaves() -> None:
     assert len(window) == 0
 
 
-def test_ack_all_gives_their_ids_in_order() -> None:
-    """What the kernel took of a session that does not acknowledge."""
-    window = Window(10, 1000)
-    window.add(A, b"x", LATER_MS, due=10)
-    window.add(B, b"y", LATER_MS, due=10)
-    assert window.ack_all() == [A, B]
-    assert (0, 0) == (len(window), window.bytes)
-    assert window.knows(B)
+def test_what_is_written_is_taken_by_the_kernel_all_at_once() -> None:
+    """The window of a session that does not acknowledge: always room, nothing due, each message once."""
+    written = Written()
+    assert written.is_half_empty()
+    written.add(A, b"x", LATER_MS, due=10)
+    written.add(B, b"y", LATER_MS, due=10)
+    assert not written.is_half_empty()
+    assert written.has_room(10**9)
+    assert not written.ack(A)
+    assert written.take_all() == [A, B]
+    assert written.take_all() == []
+    assert written.knows(A)
+    assert not written.knows(C)
 
 
 def test_recent_remembers_at_least_a_generation_and_forgets_in_the_end() -> None:

@@ -57,8 +57,21 @@ def test_a_taken_port_is_replaced_and_told() -> None:
         taken = other.getsockname()[1]
         picker = PortPicker(said.append)
         first, second = picker.pick(taken, "node-1"), picker.pick(taken, "node-2")
+        picker.close()
     assert taken < first < second
     assert [f"port {taken} is taken: node-1 gets {first}", f"port {taken} is taken: node-2 gets {second}"] == said
+
+
+def test_two_who_choose_at_once_get_different_ports() -> None:
+    """A port that one of us has chosen is no other's, though nobody listens on it yet; closing gives it back."""
+    one, two = PortPicker(lambda _: None), PortPicker(lambda _: None)
+    port = one.pick(0, "x")
+    assert two.pick(port, "x") > port
+    one.close()
+    two.close()
+    again = PortPicker(lambda _: None)
+    assert again.pick(port, "x") == port
+    again.close()
 
 
 def test_port_zero_is_any_free_port_and_nothing_is_told() -> None:
@@ -67,6 +80,7 @@ def test_port_zero_is_any_free_port_and_nothing_is_told() -> None:
     picker = PortPicker(said.append)
     assert picker.pick(0, "x") != picker.pick(0, "y")
     assert said == []
+    picker.close()
 
 
 def test_a_folder_has_one_owner(tmp_path: Path) -> None:
