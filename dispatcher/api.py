@@ -14,8 +14,9 @@ from dispatcher.callers import Caller, Callers, presented_key
 from dispatcher.http import Endpoint, HttpPort, PostAnswer, error_answer, four_fields
 from dispatcher.metrics import Tally
 from dispatcher.openapi import openapi_document
+from dispatcher.order import Order
 from dispatcher.placement import Placement
-from dispatcher.push import Order, Push
+from dispatcher.push import Push
 from dispatcher.quota import Quotas, used_up
 from dispatcher.requests import Send, parse_list, parse_send
 from shared.envelope import Trigger

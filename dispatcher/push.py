@@ -26,20 +26,16 @@ All sends of a call go through each step together, and each step batches with wh
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from dispatcher.answers import id_list
 from dispatcher.idempotency import Ask, Begun, Idempotency, State, fingerprint
 from dispatcher.metrics import NODE_TOPICS_MISSING, Tally
 from dispatcher.nodes import LiveNodes
+from dispatcher.order import Order
 from dispatcher.publisher import Line, Publisher
-from dispatcher.requests import Send
 from shared.batching import Batcher
-from shared.envelope import Trigger, business_template, cut_template, fill_cut
 from shared.errors import Conflict, Overloaded, PushfleetError, StoreUnavailable, TopicMissing
-from shared.ids import MessageIdMint, mint_request_id
 from shared.inbox import Inbox, Stored, StoredMessage, Target
 from shared.logs import OncePerSecond, get_log
 from shared.record import Kind, encode_line, line_head
@@ -48,84 +44,6 @@ from shared.store import Store
 _MOST_VOLUME = 256 << 20
 _TURN = 512
 _log = get_log("dispatcher")
-_mint = MessageIdMint().mint
-
-
-class Order:
-    """
-    A send on its way. After `Push.send_all` either `error` says why it failed, or `content` is the JSON list of the
-    targets that are not online (None: all are). `message_id` and `request_id` are those of the first try.
-    """
-
-    __slots__ = (
-        "active_time_ms",
-        "ask",
-        "broken",
-        "caller",
-        "content",
-        "error",
-        "expires_ms",
-        "head",
-        "kind",
-        "message_id",
-        "offline",
-        "out_of_order",
-        "request_id",
-        "send",
-        "sender",
-        "tail",
-        "template",
-        "trigger",
-    )
-
-    def __init__(
-        self, send: Send, *, caller: str, sender: str, trigger: Trigger, message_id: str = "", active_time_ms: int = 0
-    ) -> None:
-        self.send = send
-        self.caller = caller
-        self.sender = sender
-        self.trigger = trigger
-        self.message_id = message_id or _mint()
-        self.active_time_ms = active_time_ms or time.time_ns() // 1_000_000
-        self.request_id: str = send.request_id or mint_request_id()
-        self.ask: Ask | None = None
-        self.content: bytes | None = None
-        self.error: PushfleetError | None = None
-
-    def prepare(self) -> StoredMessage:
-        """Build what is the same for all targets, anew for each try. Gives the message to store."""
-        send = self.send
-        self.offline: list[str] = []
-        self.out_of_order = False
-        self.error = None
-        self.expires_ms = self.active_time_ms + send.ttl_ms
-        self.template = template = business_template(
-            active_time_ms=self.active_time_ms,
-            sender=self.sender,
-            message_id=self.message_id,
-            msg=send.msg,
-            request_id=self.request_id,
-            trigger=self.trigger,
-        )
-        self.head, self.tail = cut_template(template)
-        self.kind = Kind.DIRECT if send.durable else Kind.ONLINE
-        self.broken = b"\n" in send.msg
-        return StoredMessage(self.message_id, self.expires_ms if send.durable else 0, template)
-
-    def line(self, session_id: str, client_id: str, place: int) -> bytes:
-        """The line for one session; `place` is the message's in the inbox."""
-        before = line_head(self.kind, self.expires_ms, place)
-        if self.broken:
-            return encode_line(before, fill_cut(self.head, session_id.encode(), client_id.encode(), self.tail))
-        return fill_cut(before + self.head, session_id.encode(), client_id.encode(), self.tail + b"}")
-
-    def finish(self) -> None:
-        """Turn what was found offline into `content`."""
-        offline = self.offline
-        if self.out_of_order:
-            missing = set(offline)
-            offline = [target for target in self.send.targets if target in missing]
-        self.content = id_list(offline) if offline else None
 
 
 class _Part:
@@ -190,6 +108,7 @@ class Push:
                 order.ask.claim if order.ask else self._idempotency.claim(),
             )
         try:
+            self._check_store()
             begun = iter(await self._idempotency.begin([order.ask for order in named if order.ask]))
         except PushfleetError as error:
             for order in named:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import msgspec
 
 from dispatcher.metrics import UPSTREAM
-from dispatcher.push import Order, Push
+from dispatcher.order import Order
+from dispatcher.push import Push
 from dispatcher.requests import DEFAULT_TTL_S, MOST_TARGETS, Send, check_utf8
 from shared.backoff import Backoff
 from shared.bus.port import Bus, Received, SharedReader

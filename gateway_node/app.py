@@ -2,8 +2,8 @@
 A node's life: open the ports, reach Redis and the bus, take the lease, serve; then drain and leave.
 
 The WebSocket port is open from the start, so that /healthz can say why the node is not ready; sockets are taken once
-the node's topic exists, its consumer reads and its lease is held. SIGTERM drains: the lease is given back, sessions
-are closed with 1001 over the drain time, what was acknowledged is retired, the topic is dropped.
+the node's topic exists, its consumer reads and its lease is held. SIGTERM drains: the lease says so, sessions are
+closed with 1001 over the drain time, the lease is given back, what was acknowledged is retired, the topic is dropped.
 """
 
 from __future__ import annotations
@@ -38,18 +38,23 @@ from shared.ids import node_topic
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
 from shared.registry import Lease, Registry
+from shared.settings import cannot_listen
 from shared.store import Store
 from shared.upstream import upstream_topic
 
 _UPSTREAM_QUEUES = 4
 _DRAIN_STEP_S = 0.05
+_NOTICE_S = 1.2  # dispatchers read the leases each second
 _SETTLE_S = 5.0
 _log = get_log("node")
 
 
 async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then drain."""
-    sock = listening_socket(settings.bind_host, settings.port)
+    try:
+        sock = listening_socket(settings.bind_host, settings.port)
+    except OSError as error:
+        raise cannot_listen("PUSH_NODE_PORT", settings.port, error) from None
     node = Node(settings, sock)
     try:
         await node.open()
@@ -110,9 +115,12 @@ class Node:
         )
         self._gate = Gate(self._gateway, loop, limits)
         self._server = await serve(self._gate, self._sock)
-        self._admin, admin_port = await open_admin(
-            settings.admin_host, settings.admin_port, self.node_id, self._gateway, self._hub
-        )
+        try:
+            self._admin, admin_port = await open_admin(
+                settings.admin_host, settings.admin_port, self.node_id, self._gateway, self._hub
+            )
+        except OSError as error:
+            raise cannot_listen("PUSH_ADMIN_PORT", settings.admin_port, error) from None
         self._own(self._ticker.run(), "ticker")
         self._own(self._come_up(), "start")
         if settings.auth == "off":
@@ -203,11 +211,18 @@ class Node:
     # -- stop ------------------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Leave the registry's offer and send the clients elsewhere, spread over the drain time."""
+        """
+        Leave the registry's offer and send the clients elsewhere, spread over the drain time.
+
+        The lease says `draining` until the last session is gone: nobody is sent here any more, and who is still here
+        gets its messages. Dispatchers are given the time to notice before the first client asks where to go.
+        """
         self._draining = True
-        await self._lease.release()
         sessions = list(self._hub.by_id.values())
         _log.info("drain_started", sessions=len(sessions))
+        await self._lease.renew_now()
+        if sessions:
+            await asyncio.sleep(_NOTICE_S)
         steps = max(1, int(self._settings.drain_s / _DRAIN_STEP_S)) if sessions else 1
         for step in range(steps):
             for session in sessions[step::steps]:
@@ -215,6 +230,7 @@ class Node:
             if sessions and len(self._hub):
                 await asyncio.sleep(_DRAIN_STEP_S)
         await self._until_empty()
+        await self._lease.release()
         _log.info("drained", left=len(self._hub))
 
     def _reconnect_advice(self) -> str:

@@ -68,23 +68,30 @@ class Register:
 
 
 class BadFrame(Exception):
-    """`code` for programs, the text for people; the offending frame's ids where it had them."""
+    """
+    `code` for programs, the text for people; the offending frame's ids where it had them.
 
-    def __init__(self, code: str, text: str, request_id: str | None = None, message_id: str | None = None) -> None:
+    `chat`: the frame was of the chat dialect, so the answer has to be.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        text: str,
+        request_id: str | None = None,
+        message_id: str | None = None,
+        *,
+        chat: bool = False,
+    ) -> None:
         super().__init__(text)
         self.code = code
         self.request_id = request_id
         self.message_id = message_id
-
-
-class _Ids(msgspec.Struct):
-    requestId: str | None = None  # noqa: N815
-    messageId: str | None = None  # noqa: N815
+        self.chat = chat
 
 
 _decoder = msgspec.json.Decoder(Incoming)
 _registration = msgspec.json.Decoder(Registration)
-_ids = msgspec.json.Decoder(_Ids)
 
 
 def parse_frame(data: bytes) -> Business | Ack | Heartbeat | Register:
@@ -117,15 +124,20 @@ def _unknown(incoming: Incoming) -> str:
 
 
 def _of(incoming: Incoming, code: str, text: str) -> BadFrame:
-    return BadFrame(code, text, incoming.requestId, incoming.messageId)
+    chat = incoming.msgType is None and incoming.type is not None
+    return BadFrame(code, text, incoming.requestId, incoming.messageId, chat=chat)
 
 
 def _fault(data: bytes, code: str, text: str) -> BadFrame:
+    """A frame whose fields have wrong types: its ids and its dialect, as far as they can be read."""
     try:
-        ids = _ids.decode(data)
+        fields = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError):
         return BadFrame(code, text)
-    return BadFrame(code, text, ids.requestId, ids.messageId)
+    if not isinstance(fields, dict):
+        return BadFrame(code, text)
+    ids = [value if isinstance(value, str) else None for value in map(fields.get, ("requestId", "messageId"))]
+    return BadFrame(code, text, *ids, chat="type" in fields and "msgType" not in fields)
 
 
 def _in_words(error: msgspec.DecodeError) -> str:

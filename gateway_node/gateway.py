@@ -39,6 +39,7 @@ from shared.upstream import UpstreamSend
 
 _PATHS = ("/websocket", "/ws")
 _JSON = "application/json"
+_REGISTERED = CONNECTIONS.labels("registered")
 _log = get_log("gateway")
 
 
@@ -70,6 +71,7 @@ class Gateway:
         self._upstream = upstream
         self._health = health
         self._admission = Admission(settings)
+        SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
         self._message_ids = MessageIdMint()
         self._guests: dict[Connection, Guest] = {}
@@ -191,8 +193,7 @@ class Gateway:
 
     def _welcome(self, session: Session, inbox: Slice, register: Register | None) -> None:
         self._hub.registered += 1
-        SESSIONS.set(self._hub.registered)
-        CONNECTIONS.labels("registered").inc()
+        _REGISTERED.inc()
         session.connection.send(text_frame(self._connection_frame(session, inbox.held)))
         if register is not None:
             self._answer_register(session, register)
@@ -220,7 +221,6 @@ class Gateway:
         if session.early is not None:
             return  # still being registered: _on_joined removes it
         self._hub.registered -= 1
-        SESSIONS.set(self._hub.registered)
         SESSIONS_ENDED.labels(str(code)).inc()
         self.registration.leave(session)
         _log.info(
@@ -304,7 +304,7 @@ class Gateway:
 
     def _on_register(self, session: Session, frame: Register) -> None:
         if frame.client_id != session.client_id:
-            raise BadFrame("forbidden", f"params.openid: this session is {session.client_id}'s")
+            raise BadFrame("forbidden", f"params.openid: this session is {session.client_id}'s", chat=True)
         self._answer_register(session, frame)
         if frame.login_status == "0":
             session.connection.close(CloseCode.NORMAL, "logged out")
@@ -346,18 +346,26 @@ class Gateway:
         """Answered in words; the connection is kept unless it keeps offending."""
         context = connection.session
         if isinstance(context, Session):
-            self._reply(
-                context,
-                MsgType.ERROR,
-                message_id=fault.message_id,
-                request_id=fault.request_id,
-                code=fault.code,
-                text=str(fault),
-            )
+            self._answer_bad_frame(context, fault)
             if context.is_flooding_bad_frames(self.now, self._settings.bad_frames):
                 connection.close(CloseCode.POLICY_VIOLATION, "too many bad frames")
         elif isinstance(context, Guest):
             connection.close(CloseCode.POLICY_VIOLATION, str(fault)[:120])
+
+    def _answer_bad_frame(self, session: Session, fault: BadFrame) -> None:
+        """In the dialect that the frame was in."""
+        if fault.chat:
+            params = {"code": fault.code, "message": str(fault)}
+            session.connection.send(text_frame(orjson.dumps({"type": 500, "status": 500, "params": params})))
+            return
+        self._reply(
+            session,
+            MsgType.ERROR,
+            message_id=fault.message_id,
+            request_id=fault.request_id,
+            code=fault.code,
+            text=str(fault),
+        )
 
     # -- plain answers ---------------------------------------------------------------------------------------
 

@@ -50,6 +50,11 @@ class LeaseKeeper:
             else:
                 await asyncio.sleep(backoff.next_s())
 
+    async def renew_now(self) -> None:
+        """What `describe` gives has changed."""
+        if self._taken:
+            await self._renewed()
+
     async def release(self) -> None:
         """Nobody is sent here from now on."""
         self.held = False

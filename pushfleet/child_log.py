@@ -6,6 +6,7 @@ The file is bounded: a full one becomes `NAME.log.1` in place of the one before.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -15,18 +16,21 @@ import orjson
 
 _MOST_BYTES = 10 << 20
 _MOST_LINE = 1 << 20
+_MOST_KINDS = 200
 _TAIL_LINES = 12
+_SHOW_EACH_S = 5.0
 _SHOWN_LEVELS = frozenset({"warning", "error", "critical"})
 _NOT_SHOWN = frozenset({"timestamp", "level", "event", "part"})
 
 
 class ChildLog:
     """
-    Takes the bytes as they come. `on_event` gets each JSON line's event, `show` what a person should see; events in
-    `told` are not shown, because whoever runs the child tells of them itself.
+    Takes the bytes as they come. `on_event` gets each JSON line's event, `show` what a person should see: of warnings
+    and errors of one kind one in five seconds, the file has all. Events in `told` are not shown, because whoever
+    runs the child tells of them itself.
     """
 
-    __slots__ = ("_file", "_on_event", "_partial", "_path", "_show", "_size", "_tail", "_told")
+    __slots__ = ("_file", "_on_event", "_partial", "_path", "_quiet_until", "_show", "_size", "_tail", "_told")
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class ChildLog:
         self._show = show
         self._on_event = on_event
         self._told = told
+        self._quiet_until: dict[str, float] = {}
 
     @property
     def path(self) -> Path:
@@ -93,9 +98,18 @@ class ChildLog:
             self._show(text)  # a traceback, a warning of the interpreter
             return
         event = str(fields["event"])
-        if fields.get("level") in _SHOWN_LEVELS and event not in self._told:
+        if fields.get("level") in _SHOWN_LEVELS and event not in self._told and self._due(event):
             self._show(text)
         self._on_event(event)
+
+    def _due(self, event: str) -> bool:
+        now = time.monotonic()
+        if now < self._quiet_until.get(event, 0.0):
+            return False
+        if len(self._quiet_until) > _MOST_KINDS:
+            self._quiet_until.clear()
+        self._quiet_until[event] = now + _SHOW_EACH_S
+        return True
 
 
 def _fields(raw: bytes) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -335,6 +336,7 @@ class LocalRocketMQ:
             "autoCreateTopicEnable": "false",
             "mappedFileSizeCommitLog": 64 * 1024 * 1024,
             "diskMaxUsedSpaceRatio": 95,
+            "registerNameServerPeriod": 10_000,  # the least it takes: how long a new name server stays ignorant
             "flushDiskType": "ASYNC_FLUSH",
         }
         if self.credentials is not None:
@@ -352,7 +354,8 @@ class LocalRocketMQ:
     def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         command = ["java", *arguments]
         setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
-        if setpriv is not None:
+        # The kernel means the thread that started a child when it speaks of its parent.
+        if setpriv is not None and threading.current_thread() is threading.main_thread():
             command = [setpriv, "--pdeathsig", "KILL", *command]
         (self.data_dir / name).mkdir(exist_ok=True)
         with open(self.data_dir / f"{name}.log", "ab") as log:

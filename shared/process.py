@@ -33,7 +33,11 @@ def run_role(
         print(f"Wrong settings:\n{error}", file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
     set_up_logs(settings.log_level)
-    uvloop.run(_until_stopped(settings, run))
+    try:
+        uvloop.run(_until_stopped(settings, run))
+    except SettingsError as error:  # found while starting: a port that is taken
+        print(f"Wrong settings:\n{error}", file=sys.stderr)  # noqa: T201
+        return 2
     return 0
 
 

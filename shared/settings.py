@@ -24,6 +24,11 @@ class SettingsError(Exception):
     """One line a fault: the variable, the value it had, and what is expected."""
 
 
+def cannot_listen(variable: str, port: int, error: OSError) -> SettingsError:
+    """For a port that cannot be bound."""
+    return SettingsError(f"{variable}={port}: {error.strerror or error}; expected a free port of this machine")
+
+
 def setting(
     variable: str, default: Any, meaning: str, parse: Callable[[str], Any] | None = None, *, secret: bool = False
 ) -> Any:

@@ -6,6 +6,11 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping
 
 import uvloop
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is no property: a busy machine must not turn a test red.
+settings.register_profile("pushfleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pushfleet")
 
 pytest_plugins = ["tests.harness.rocketmq", "tests.harness.valkey"]
 

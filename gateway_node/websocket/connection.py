@@ -197,7 +197,6 @@ class Connection(asyncio.Protocol):
             self._gate.flusher.mark(self)
         elif self._queued > self._gate.limits.max_outbox_bytes:
             self.flush()
-            self._dirty = True  # it is still marked
         return True
 
     def send_now(self, frames: bytes) -> bool:

@@ -252,8 +252,6 @@ def _lists(value: str, word: str) -> bool:
 
 
 def _is_key(key: str) -> bool:
-    if len(key) != 24:
-        return False
     try:
         return len(a2b_base64(key, strict_mode=True)) == 16
     except (Base64Error, ValueError):

@@ -3,7 +3,8 @@ The bus adapters under the contract, each on a real server.
 
     bus, another_bus   the adapter on the server of the run; `another_bus` is as another process would be
     topic              a topic name of this test's own; nothing is created
-    breakable          a server to kill and restart, shared by the tests that do
+    breakable_bus      the adapter on a server of the module's own
+    breakable          that server, to kill and restart
 """
 
 from __future__ import annotations
@@ -68,3 +69,10 @@ def breakable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         yield server
     finally:
         run_apart(server.stop())
+
+
+@pytest.fixture
+async def breakable_bus(breakable: Breakable, namespace: str) -> AsyncIterator[Bus]:
+    bus = open_bus(breakable.url, namespace=namespace)
+    yield bus
+    await bus.close()

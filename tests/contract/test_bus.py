@@ -478,9 +478,9 @@ async def test_groups_each_get_everything(bus: Bus, topic: str) -> None:
 # A server that dies
 
 
-async def test_what_was_acknowledged_survives_a_crash(breakable: Breakable, namespace: str, topic: str) -> None:
+async def test_what_was_acknowledged_survives_a_crash(breakable: Breakable, breakable_bus: Bus, topic: str) -> None:
     """Kill -9 in the middle of publishing: every record whose publish returned arrives, also at an open reader."""
-    bus = open_bus(breakable.url, namespace=namespace)
+    bus = breakable_bus
     await bus.ensure_topic(topic)
     reader = await bus.open_reader(topic)
     acknowledged: set[str] = set()
@@ -509,14 +509,13 @@ async def test_what_was_acknowledged_survives_a_crash(breakable: Breakable, name
         wanted = acknowledged | {"after"}
         while wanted:
             wanted.difference_update(bodies_of(await reader.fetch()))
-    await bus.close()
 
 
 async def test_calls_fail_by_their_deadline_while_the_server_is_away(
-    breakable: Breakable, namespace: str, topic: str
+    breakable: Breakable, breakable_bus: Bus, topic: str
 ) -> None:
     """Without a server calls raise BusUnavailable and `connected` says so; `fetch` goes on and gets what comes."""
-    bus = open_bus(breakable.url, namespace=namespace)
+    bus = breakable_bus
     shared_topic = f"{topic}-shared"
     await bus.ensure_topic(topic)
     await bus.ensure_topic(shared_topic)
@@ -538,12 +537,11 @@ async def test_calls_fail_by_their_deadline_while_the_server_is_away(
         assert ["back"] == bodies_of(await shared_waits)
         connected.append(bus.connected)
     assert [True, False, True] == connected
-    await bus.close()
 
 
-async def test_shared_records_survive_a_crash(breakable: Breakable, namespace: str, topic: str) -> None:
+async def test_shared_records_survive_a_crash(breakable: Breakable, breakable_bus: Bus, topic: str) -> None:
     """After a crash what was acknowledged stays away, and what was fetched and not acknowledged comes back."""
-    bus = open_bus(breakable.url, namespace=namespace)
+    bus = breakable_bus
     await bus.ensure_topic(topic)
     await bus.publish(topic, records_of("done", "held"))
     reader = await bus.open_shared(topic, f"{topic}-group", invisible_s=3)
@@ -556,4 +554,3 @@ async def test_shared_records_survive_a_crash(breakable: Breakable, namespace: s
     await reader.ack(again)
     await bus.publish(topic, records_of("last"))
     assert ["last"] == bodies_of(await take(reader, 1))
-    await bus.close()

@@ -220,6 +220,17 @@ class Site:
         names: list[bytes] = await self.store.redis.hkeys(self.store.keys.route(client_id))  # type: ignore[assignment]
         return {name.decode() for name in names}
 
+    async def until_acknowledged(self) -> None:
+        """Until no upstream record is taken and unacknowledged."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                pending = 0
+                async for name in self.store.redis.scan_iter(f"{self.namespace}*upstream*", _type="STREAM"):
+                    pending += sum(int(group["pending"]) for group in await self.store.redis.xinfo_groups(name))
+                if not pending:
+                    return
+                await asyncio.sleep(0.02)
+
     async def publish_upstream(self, *bodies: bytes | UpstreamSend) -> None:
         records = [Record(body if isinstance(body, bytes) else encode_upstream(body)) for body in bodies]
         await self.bus.publish(upstream_topic(self.namespace), records)

@@ -9,13 +9,13 @@ A broker takes about 6 s to start, so share.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from pushfleet.local_rocketmq import Credentials, LocalRocketMQ, ServerTls
 
@@ -40,11 +40,16 @@ async def running_rocketmq(
         await rocketmq.stop(grace_s=0)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_rocketmq(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalRocketMQ]:
+@pytest.fixture(scope="session")
+def shared_rocketmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRocketMQ]:
     """One broker for the whole run. Its processes belong to no event loop, so tests on any loop may use it."""
-    async with running_rocketmq(tmp_path_factory.mktemp("rocketmq")) as rocketmq:
-        yield rocketmq
+    rocketmq = LocalRocketMQ(tmp_path_factory.mktemp("rocketmq"))
+    # A loop of its own that leaves the tests' alone, in this thread: the children end with the thread that starts them.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(rocketmq.start())
+    yield rocketmq
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(rocketmq.stop(grace_s=0))
 
 
 def fresh_topic(what: str = "t") -> str:

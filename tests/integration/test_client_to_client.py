@@ -120,6 +120,19 @@ async def test_a_bad_frame_is_answered_and_the_connection_kept(
     assert beat["msgType"] == 4
 
 
+async def test_a_bad_frame_of_the_chat_dialect_is_answered_in_it(cluster: Cluster, name: Name) -> None:
+    """Type 500 with code and message."""
+    async with connected(cluster.http, f"{cluster.socket_url()}?clientId={name('alice')}") as client:
+        await client.receive()
+        await client.send({"type": 99})
+        unknown = await client.receive()
+        await client.send({"type": 7, "params": 5})
+        wrong = await client.receive()
+
+    assert (unknown["type"], unknown["params"]["code"]) == (500, "unknown_type")
+    assert (wrong["type"], wrong["params"]["code"]) == (500, "bad_frame")
+
+
 async def test_thirty_bad_frames_a_minute_are_enough(cluster: Cluster, name: Name) -> None:
     """The 31st ends the connection with 1008."""
     async with connected(cluster.http, f"{cluster.socket_url()}?clientId={name('alice')}") as client:
@@ -159,8 +172,9 @@ async def test_type_7_may_name_only_the_sessions_own_client(cluster: Cluster, na
         await client.send({"type": 7, "params": {"openid": alice, "loginStatus": "0"}})
         assert await client.closed() == 1000
 
-    assert answer == {"type": 8, "params": register["params"] | {"sessionId": welcome["sessionId"]}, "status": 200}
-    assert (refused["msgType"], refused["code"]) == (-1, "forbidden")
+    params = {"openid": alice, "userName": "Alice", "loginStatus": "1", "sessionId": welcome["sessionId"]}
+    assert answer == {"type": 8, "params": params, "status": 200}
+    assert (refused["type"], refused["status"], refused["params"]["code"]) == (500, 500, "forbidden")
 
 
 async def test_the_first_frame_may_name_the_client(cluster: Cluster, name: Name) -> None:

@@ -94,7 +94,7 @@ async def test_type_7_may_name_only_the_tokens_sub(guarded: Cluster) -> None:
     async with connected(guarded.http, f"{guarded.socket_url()}?token={token()}") as client:
         await client.receive()
         await client.send({"type": 7, "params": {"openid": "bob"}})
-        assert (await client.receive())["code"] == "forbidden"
+        assert (await client.receive())["params"]["code"] == "forbidden"
 
 
 async def test_a_silent_client_is_pinged_then_closed_with_4009(guarded: Cluster) -> None:

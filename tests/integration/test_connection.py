@@ -339,9 +339,12 @@ class TestListening:
         assert await peer.frame() == (TEXT, b"still here")
 
     async def test_ipv6(self) -> None:
-        """An IPv6 address is listened on as well."""
+        """An IPv6 address can be listened on; the one that means all takes IPv4 connections too."""
         with listening_socket("::1", 0) as sock:
             assert sock.getsockname()[0] == "::1"
+        with listening_socket("::", 0) as sock:
+            sock.listen()
+            socket.create_connection(("127.0.0.1", sock.getsockname()[1])).close()
 
     async def test_a_taken_port(self, node: Node) -> None:
         """Raises OSError."""
@@ -397,6 +400,16 @@ class TestClosing:
         assert node.gate.alive == 1
         node.gate.tick(node.layer.now + 5.0)
         assert await node.layer.hears() == ("closed", 1001, "", False)
+
+    async def test_an_answer_that_comes_too_late(self, node: Node) -> None:
+        """A peer that ends its half before the answer is not accepted any more, also while TCP goes down."""
+        node.layer.on_request = lambda connection: None
+        peer = await node.peer()
+        await peer.send(HEAD)
+        assert await node.layer.hears() == ("request", "/websocket")
+        node.layer.connection.eof_received()
+        assert not node.layer.connection.accept()
+        assert await node.layer.hears() == ("closed", 1006, "", False)
 
     async def test_a_half_closed_peer(self, node: Node) -> None:
         """A peer that stops sending without a close frame is gone (1006), but gets what was sent to it."""
@@ -518,6 +531,24 @@ class TestSending:
         assert counting.writes[1:] == frames[:1]
         assert await peer.take(len(counting.writes[0]) + len(frames[0])) == b"".join(counting.writes)
 
+    async def test_send_now(self, node: Node) -> None:
+        """Writes at once when nothing waits to go first, else behind it; a dead socket takes nothing."""
+        peer = await node.opened()
+        connection = node.layer.connection
+        counting = Counting(connection._transport)  # type: ignore[arg-type]
+        connection._transport = counting  # type: ignore[assignment]
+        assert connection.send_now(text_frame(b"1"))
+        assert counting.writes == [text_frame(b"1")]
+        connection.send(text_frame(b"2"))
+        assert connection.send_now(text_frame(b"3"))
+        assert counting.writes == [text_frame(b"1")]
+        await node.turn()
+        assert counting.writes[1:] == [text_frame(b"2") + text_frame(b"3")]
+        assert [await peer.frame() for _ in range(3)] == [(TEXT, b"1"), (TEXT, b"2"), (TEXT, b"3")]
+        peer.reset()
+        connection.send_now(text_frame(b"4"))
+        assert connection.outbox_bytes > 0
+
     async def test_taken_by_the_kernel(self, node: Node) -> None:
         """Blocked as soon as the kernel refuses bytes; drained when it has taken all, of the frames in between too."""
         peer = await node.opened(receive_buffer=8192)
@@ -576,16 +607,38 @@ class TestSending:
         assert await node.layer.hears() == ("closed", 4008, "slow consumer", False)
         assert connection.outbox_bytes > 0
 
-    async def test_much_in_one_turn_is_no_slow_consumer(self, node: Node) -> None:
-        """A reader that keeps up may be sent more than the bound within one turn, though a write at a time."""
+    async def test_the_bound_holds_within_one_turn(self, node: Node) -> None:
+        """A layer above that sends without end in one turn of the loop fills no more memory than over many."""
+        await node.opened(receive_buffer=8192)
+        connection = node.layer.connection
+        frames = 0
+        while connection.send(text_frame(b"x" * 1000)):
+            frames += 1
+            assert frames < 10_000
+        assert not connection.open
+        assert frames * 1004 < 3_000_000
+
+    async def test_a_reader_that_keeps_up(self, node: Node) -> None:
+        """Any amount reaches a peer that reads, as long as the layer above heeds `blocked`."""
         peer = await node.opened()
         connection = node.layer.connection
-        reading = asyncio.create_task(peer.take(300 * 1003))
-        for _ in range(6):
+        reading = asyncio.create_task(peer.take(1000 * 1003))
+        for _ in range(20):
             for _ in range(50):
                 assert connection.send(text_frame(b"x" * 999))
             await until(lambda: not connection.blocked and not connection.outbox_bytes)
         await soon(reading)
+
+    async def test_blocked_at_the_first_byte(self, node: Node) -> None:
+        """However little the kernel refuses, the connection is blocked while it does."""
+        await node.opened(receive_buffer=8192)
+        connection = node.layer.connection
+        while not connection.outbox_bytes:
+            assert not connection.blocked
+            assert connection.send(text_frame(b"x" * 500))
+            await node.turn()
+        assert connection.blocked
+        assert connection.outbox_bytes <= 504
 
     async def test_a_dead_socket_takes_nothing(self, node: Node) -> None:
         """What is written to a socket that was reset counts as not taken, also before the loss is heard of."""

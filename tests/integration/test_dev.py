@@ -83,11 +83,11 @@ def _below(parent: int) -> list[tuple[int, str]]:
 
 
 @asynccontextmanager
-async def running(data: Path, *arguments: str) -> AsyncIterator[Dev]:
+async def running(data: Path, *arguments: str, **variables: str) -> AsyncIterator[Dev]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pushfleet", "dev", "--data", str(data), "--http-port", "0", "--node-port", "0"),
         *arguments,
-        env=CLEAN,
+        env={**CLEAN, **variables},
         cwd=TOP,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -255,17 +255,24 @@ async def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_settings_that_the_roles_refuse_end_it_with_the_reason(tmp_path: Path) -> None:
     """A wrong PUSH_ variable is passed on; the role says which, and it is not tried again."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pushfleet", "dev", "--data", str(tmp_path), "--http-port", "0", "--node-port", "0"),
-        env={**CLEAN, "PUSH_LEASE": "soon"},
-        cwd=TOP,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    dev = Dev(process)
-    assert await dev.end() == 1
+    async with running(tmp_path / "d", PUSH_LEASE="soon") as dev:
+        assert await dev.end() == 1
     assert "PUSH_LEASE='soon'" in dev.text
     assert "started again" not in dev.text
+
+
+async def test_the_word_rocketmq_is_enough(tmp_path: Path, namespace: str) -> None:
+    """It uses the broker at the usual port, or starts one of its own, which then ends with it."""
+    async with running(tmp_path / "d", "--bus", "rocketmq", "--nodes", "1", PUSH_NAMESPACE=namespace) as dev:
+        await dev.until_up()
+        await run("send", "alice", "1", "--dispatcher", dev.dispatcher)
+        assert await first_message(dev.dispatcher, "alice") == 1
+        processes = await dev.descendants()
+        assert any("java" in command for command in processes.values()) == ("starting RocketMQ" in dev.text)
+        watch = Watch(*processes)
+        dev.signal(signal.SIGINT)
+        assert await dev.end() == 0
+        await watch.until_all_ended()
 
 
 async def test_it_runs_on_a_rocketmq_that_is_there(tmp_path: Path, shared_rocketmq: LocalRocketMQ) -> None:

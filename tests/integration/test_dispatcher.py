@@ -238,6 +238,9 @@ async def test_a_route_of_a_dead_node_is_no_route(caller: Caller, site: Site, na
     again = site.silent_node(dead.node_id, "another")
     await again.listen()
     await again.lease()
+    bob = name("bob")
+    await again.connect(bob)
+    assert None is (await caller.send(bob)).content
     assert [alice] == (await caller.send(alice)).content
     await again.connect(alice)
     assert None is (await caller.send(alice)).content
@@ -530,6 +533,7 @@ async def test_what_cannot_be_read_blocks_nothing(
     await site.publish_upstream(b"\xff", b"{}", bad_target, frame("alice", [bob], "c" * 32, "r3"))
     await node.lines_of("c" * 32)
     assert "reason" in await dispatcher.until("upstream_set_aside")
+    await site.until_acknowledged()
 
 
 async def test_a_frame_that_comes_twice_is_sent_once(site: Site, node: FakeNode, name: Name) -> None:

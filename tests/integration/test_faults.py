@@ -77,7 +77,7 @@ async def test_a_slow_consumer_is_cut_and_others_are_not(valkey: LocalValkey, na
             await brisk.receive()
             for number in range(60):
                 await cluster.send(["sleeper", "brisk"], [number, "x" * 60_000])
-            got = await brisk.until_business(60)
+                got = await brisk.until_business(number + 1)
             await until_closed_by_node(cluster, 4008)
         sleeper.close()
         async with connected(cluster.http, f"{cluster.socket_url()}?clientId=sleeper") as again:
@@ -223,6 +223,27 @@ async def test_wrong_settings_end_with_2_and_name_the_variable(module: str, vari
     assert variable in done.stderr.decode()
     assert "expected" in done.stderr.decode()
     assert "short" not in done.stderr.decode()
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    """Exit 2 with the variable; no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for variables in (
+            {"PUSH_NODE_PORT": port, "PUSH_ADMIN_PORT": "0"},
+            {"PUSH_NODE_PORT": "0", "PUSH_ADMIN_PORT": port},
+        ):
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-m", "gateway_node"],
+                env=os.environ | {"PUSH_AUTH": "off"} | variables,
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert f"_PORT={port}: " in done.stderr.decode()
+            assert "Traceback" not in done.stderr.decode()
 
 
 async def test_help_lists_the_variables() -> None:

@@ -35,7 +35,15 @@ DEADLINE_S = 5.0
 
 _CONNECT_S = 2.0
 _READ_BYTES = 256 * 1024
+
+
+class _Away(Exception):
+    """The server cannot do it now."""
+
+
 _AWAY = (
+    _Away,
+    OSError,
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.ReadOnlyError,
@@ -123,39 +131,43 @@ class Link:
             await connection.disconnect(nowait=True)
 
     async def _once(self, commands: Sequence[Command]) -> list[Any]:
+        """One try. Raises _Away, and BusError, after which the connection is still good."""
         async with self._lock:
             try:
-                connection = self._connection
-                if connection is None or not connection.is_connected:
-                    connection = await self._connect()
-                await connection.send_packed_command(_packed(commands), check_health=False)
-                replies = [await _reply(connection) for _ in commands]
+                replies = await self._talk(commands)
+            except BusError:
+                raise
             except _AWAY as error:
+                # The next connection loads the scripts again, and may find another server behind the name.
                 self._lost = True
                 await self.close()
                 raise _Away(str(error)) from None
             except BaseException:
                 await self.close()
                 raise
-        for reply in replies:
-            if isinstance(reply, Exception):
-                refusal = _translated(reply)
-                if isinstance(refusal, _Away):
-                    # The next connection loads the scripts again, and may find another server behind the name.
-                    await self.close()
-                raise refusal
         self._site.connected = True
         return replies
 
-    async def _connect(self) -> Connection:
-        connection = self._connection = self._site.new_connection()
-        await connection.connect()  # type: ignore[no-untyped-call]
-        commands: list[Command] = [(b"SCRIPT", b"LOAD", script.text) for script in ALL]
+    async def _talk(self, commands: Sequence[Command]) -> list[Any]:
+        connection = self._connection
+        if connection is None or not connection.is_connected:
+            connection = await self._connect()
         await connection.send_packed_command(_packed(commands), check_health=False)
-        for _ in commands:
-            reply = await _reply(connection)
-            if isinstance(reply, Exception):
-                raise _translated(reply)
+        replies = [await _reply(connection) for _ in commands]
+        _raise_refusal(replies)
+        return replies
+
+    async def _connect(self) -> Connection:
+        connection = self._site.new_connection()
+        commands: list[Command] = [(b"SCRIPT", b"LOAD", script.text) for script in ALL]
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_packed_command(_packed(commands), check_health=False)
+            _raise_refusal([await _reply(connection) for _ in commands])
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._connection = connection
         if self._made and self._lost:
             BUS_RECONNECTS.labels(self._site.name).inc()
             _log.info("bus reconnected", peer=self._site.name)
@@ -167,10 +179,6 @@ class Link:
         self._site.connected = False
         if self._site.noisy.due():
             _log.warning("bus unavailable", peer=self._site.name, reason=reason)
-
-
-class _Away(Exception):
-    """The server cannot do it now."""
 
 
 def call(script: Script, marker: bytes, *arguments: Argument) -> Command:
@@ -190,8 +198,9 @@ async def _reply(connection: Connection) -> Any:
         return error
 
 
-def _translated(error: Exception) -> Exception:
-    text = str(error)
-    if isinstance(error, _AWAY) or text.startswith(_AWAY_WORDS):
-        return _Away(text)
-    return BusError(text)
+def _raise_refusal(replies: Sequence[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            if isinstance(reply, _AWAY) or str(reply).startswith(_AWAY_WORDS):
+                raise _Away(str(reply))
+            raise BusError(str(reply))

@@ -177,6 +177,7 @@ class TestViolations:
             (client_frame(CONTINUATION, b"x"), "continuation of nothing"),
             (client_frame(TEXT, b"x", fin=False) + client_frame(TEXT, b"y"), "inside a fragmented"),
             (b"\x81\xfe\x00\x7d" + MASK, "minimally"),
+            (b"\x81\xfe\x00\x7d" + MASK + bytes(125), "minimally"),
             (b"\x81\xff" + (65535).to_bytes(8, "big"), "minimally"),
             (b"\x81\xff\x80" + bytes(7), "top bit"),
             (client_frame(CLOSE, b"\x03"), "half a code"),

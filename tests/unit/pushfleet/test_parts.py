@@ -119,6 +119,16 @@ def test_a_childs_warnings_are_shown_and_all_is_kept(tmp_path: Path) -> None:
     assert "info: ready (port=9000)" in log.tail()
 
 
+def test_a_warning_that_is_repeated_is_shown_once(tmp_path: Path) -> None:
+    """A lasting fault does not flood the terminal; another kind of warning is still shown, and the file has all."""
+    shown: list[str] = []
+    log = log_at(tmp_path / "node.log", shown, [])
+    log.feed(b'{"level":"warning","event":"bus_lost"}\n' * 50 + b'{"level":"error","event":"failed"}\n')
+    log.close()
+    assert ["warning: bus_lost", "error: failed"] == shown
+    assert log.path.read_bytes().count(b"bus_lost") == 50
+
+
 def test_a_log_that_is_full_starts_again(tmp_path: Path) -> None:
     """The file is bounded: the old one stands beside the new one."""
     log = log_at(tmp_path / "node.log", [], [])

@@ -1,0 +1,93 @@
+"""An order: one send on its way through the dispatcher, and the bytes that are built once for all its targets."""
+
+from __future__ import annotations
+
+import time
+
+from dispatcher.answers import id_list
+from dispatcher.idempotency import Ask
+from dispatcher.requests import Send
+from shared.envelope import Trigger, business_template, cut_template, fill_cut
+from shared.errors import PushfleetError
+from shared.ids import MessageIdMint, mint_request_id
+from shared.inbox import StoredMessage
+from shared.record import Kind, encode_line, line_head
+
+_mint = MessageIdMint().mint
+
+
+class Order:
+    """
+    A send on its way. After `Push.send_all` either `error` says why it failed, or `content` is the JSON list of the
+    targets that are not online (None: all are). `message_id` and `request_id` are those of the first try.
+    """
+
+    __slots__ = (
+        "active_time_ms",
+        "ask",
+        "broken",
+        "caller",
+        "content",
+        "error",
+        "expires_ms",
+        "head",
+        "kind",
+        "message_id",
+        "offline",
+        "out_of_order",
+        "request_id",
+        "send",
+        "sender",
+        "tail",
+        "template",
+        "trigger",
+    )
+
+    def __init__(
+        self, send: Send, *, caller: str, sender: str, trigger: Trigger, message_id: str = "", active_time_ms: int = 0
+    ) -> None:
+        self.send = send
+        self.caller = caller
+        self.sender = sender
+        self.trigger = trigger
+        self.message_id = message_id or _mint()
+        self.active_time_ms = active_time_ms or time.time_ns() // 1_000_000
+        self.request_id: str = send.request_id or mint_request_id()
+        self.ask: Ask | None = None
+        self.content: bytes | None = None
+        self.error: PushfleetError | None = None
+
+    def prepare(self) -> StoredMessage:
+        """Build what is the same for all targets, anew for each try. Gives the message to store."""
+        send = self.send
+        self.offline: list[str] = []
+        self.out_of_order = False
+        self.error = None
+        self.expires_ms = self.active_time_ms + send.ttl_ms
+        self.template = template = business_template(
+            active_time_ms=self.active_time_ms,
+            sender=self.sender,
+            message_id=self.message_id,
+            msg=send.msg,
+            request_id=self.request_id,
+            trigger=self.trigger,
+        )
+        self.head, self.tail = cut_template(template)
+        self.kind = Kind.DIRECT if send.durable else Kind.ONLINE
+        self.broken = b"\n" in send.msg
+        return StoredMessage(self.message_id, self.expires_ms if send.durable else 0, template)
+
+    def line(self, session_id: str, client_id: str, place: int) -> bytes:
+        """The line for one session; `place` is the message's in the inbox."""
+        before = line_head(self.kind, self.expires_ms, place)
+        if self.broken:
+            return encode_line(before, fill_cut(self.head, session_id.encode(), client_id.encode(), self.tail))
+        return fill_cut(before + self.head, session_id.encode(), client_id.encode(), self.tail + b"}")
+
+    def finish(self) -> None:
+        """Turn what was found offline into `content`."""
+        offline = self.offline
+        if self.out_of_order:
+            missing = set(offline)
+            offline = [target for target in self.send.targets if target in missing]
+        self.content = id_list(offline) if offline else None
