@@ -41,6 +41,8 @@ class Delivery:
         self._inbox = inbox
         self._settings = settings
         self._ack_timeout_s = settings.ack_timeout_s
+        # What replay sends at once must not make a slow consumer of a client that has only just come.
+        self._window_bytes = min(settings.window_bytes, settings.max_outbox // 2)
         self._written: list[Session] = []
         self._unacked: set[Session] = set()
         self._broadcasts = broadcasts
@@ -173,7 +175,7 @@ class Delivery:
         if window.knows(message_id):
             self.duplicates += 1
             return
-        if not window.has_room(len(envelope)):
+        if session.ack and not window.has_room(len(envelope)):
             session.replaying = session.missed = session.want_pull = True
             return
         if session.ack and not len(window):
@@ -205,7 +207,9 @@ class Delivery:
     def _window(self, session: Session) -> Window | Written:
         if session.window is None:
             settings = self._settings
-            session.window = Window(settings.window_messages, settings.window_bytes) if session.ack else Written()
+            session.window = (
+                Window(settings.window_messages, self._window_bytes) if session.ack else Written(self._window_bytes)
+            )
         return session.window
 
     def _pull_if_ready(self, session: Session) -> None:
@@ -225,7 +229,7 @@ class Delivery:
         slices = await self._inbox.read(
             [session.client_id for session in open_ones],
             most=self._settings.window_messages,
-            most_bytes=self._settings.window_bytes,
+            most_bytes=self._window_bytes,
         )
         self.now = asyncio.get_running_loop().time()
         for session, inbox in zip(open_ones, slices, strict=True):

@@ -67,16 +67,19 @@ class Written:
     """
     The window of a session that does not acknowledge: what the kernel may not have taken yet.
 
-    It has room for anything, since the outbox of the connection is the bound; nothing in it is ever due.
+    `has_room` bounds what is replayed at once; what comes live is bounded by the connection's outbox. Nothing in it is
+    ever due.
     """
 
-    __slots__ = ("_ids", "_recent")
+    __slots__ = ("_ids", "_most_bytes", "_recent", "bytes")
 
     next_due = _NEVER
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self._ids: list[bytes] = []
         self._recent = Recent()
+        self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -85,7 +88,8 @@ class Written:
         return message_id in self._recent
 
     def has_room(self, size: int) -> bool:
-        return True
+        """An empty one takes any message."""
+        return not self._ids or self.bytes + size <= self._most_bytes
 
     def is_half_empty(self) -> bool:
         """The next slice is pulled when the kernel took all of the last one."""
@@ -94,6 +98,7 @@ class Written:
     def add(self, message_id: bytes, envelope: bytes, expires_ms: int, due: float) -> None:
         self._ids.append(message_id)
         self._recent.add(message_id)
+        self.bytes += len(envelope)
 
     def remember(self, message_id: bytes) -> None:
         self._recent.add(message_id)
@@ -105,6 +110,7 @@ class Written:
     def take_all(self) -> list[bytes]:
         """The kernel took all of it: the ids."""
         ids, self._ids = self._ids, []
+        self.bytes = 0
         return ids
 
     def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:

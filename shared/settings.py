@@ -164,7 +164,7 @@ def is_loopback(host: str) -> bool:
 class RoleSettings:
     """What both roles read."""
 
-    redis_url: str = setting("PUSH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis or Valkey", redis_url)
+    redis_url: str = setting("PUSH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis or Valkey", redis_url, secret=True)
     bus_url: str = setting("PUSH_BUS_URL", "", "the bus; default: streams on PUSH_REDIS_URL", bus_url, secret=True)
     namespace: str = setting("PUSH_NAMESPACE", "push", "prefix of every topic, group and Redis key", namespace)
     auth: str = setting("PUSH_AUTH", "jwt", "jwt, or off (development on loopback)", one_of("jwt", "off"))

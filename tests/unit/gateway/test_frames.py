@@ -245,6 +245,8 @@ class TestViolations:
     def test_a_message_over_the_limit_is_refused_from_its_header(self) -> None:
         """1009 comes before the payload does, for a frame and for the sum of fragments; the limit itself passes."""
         assert violation(client_frame(TEXT, bytes(101))[:2], FrameParser(100)).code == 1009
+        assert violation(client_frame(TEXT, bytes(101)), FrameParser(100)).code == 1009
+        assert violation(client_frame(TEXT, bytes(201)), FrameParser(200)).code == 1009
         assert violation(b"\x82\xff" + (1 << 40).to_bytes(8, "big"), FrameParser(100)).code == 1009
         start = client_frame(BINARY, bytes(60), fin=False)
         assert violation(start + client_frame(CONTINUATION, bytes(41))[:2], FrameParser(100)).code == 1009

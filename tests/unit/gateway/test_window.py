@@ -80,13 +80,16 @@ def test_an_expired_message_is_not_resent_and_leaves() -> None:
 
 
 def test_what_is_written_is_taken_by_the_kernel_all_at_once() -> None:
-    """The window of a session that does not acknowledge: always room, nothing due, each message once."""
-    written = Written()
+    """The window of a session that does not acknowledge: bounded for replay, nothing due, each message once."""
+    written = Written(100)
+    assert written.has_room(1000)
     assert written.is_half_empty()
     written.add(A, b"x", LATER_MS, due=10)
     written.add(B, b"y", LATER_MS, due=10)
     assert not written.is_half_empty()
-    assert written.has_room(10**9)
+    assert written.has_room(98)
+    assert not written.has_room(99)
+    assert written.due(10**9, 0, 1) == []
     assert not written.ack(A)
     assert written.take_all() == [A, B]
     assert written.take_all() == []
