@@ -29,11 +29,10 @@ Line = tuple[str, bytes]
 class Publisher:
     """Publishes lines to node topics over `bus`."""
 
-    __slots__ = ("_bus", "_lanes", "_most_line_bytes", "_waiting", "loop")
+    __slots__ = ("_bus", "_lanes", "_most_line_bytes", "_waiting")
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self.loop = asyncio.get_running_loop()  # once: each question is a system call (getpid) in CPython 3.11
         self._lanes: dict[str, _Lane] = {}
         self._most_line_bytes = bus.max_record_bytes
         self._waiting = 0
@@ -108,7 +107,7 @@ class _Lane:
         self.task = asyncio.create_task(self._run(), name=f"publish {topic}")
 
     def add(self, lines: Sequence[Line], size: int) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = self._publisher.loop.create_future()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._jobs.append(_Job(lines, size, done))
         return done
 

@@ -26,6 +26,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 from shared.bus.rocketmq.wire import Frame, WireError, decode_frame, decode_json, encode_frame, frame_size
 
@@ -155,15 +156,19 @@ class LocalRocketMQ:
         """`host:port`."""
         return f"127.0.0.1:{self.name_server_port}"
 
+    def broker_address(self, broker: int = 0) -> str:
+        """`host:port` of one broker (by index)."""
+        return f"127.0.0.1:{self._brokers[broker].port}"
+
     @property
     def url(self) -> str:
         """For the bus. Holds the secret key if there is one."""
-        options = []
+        options: dict[str, str] = {}
         if self.credentials is not None:
-            options += [f"accessKey={self.credentials.access_key}", f"secretKey={self.credentials.secret_key}"]
+            options |= {"accessKey": self.credentials.access_key, "secretKey": self.credentials.secret_key}
         if self.tls is not None:
-            options += ["tls=1", f"tlsCa={self.tls.certificate}"]
-        return f"rocketmq://{self.name_server}" + ("?" + "&".join(options) if options else "")
+            options |= {"tls": "1", "tlsCa": str(self.tls.certificate)}
+        return f"rocketmq://{self.name_server}" + ("?" + urlencode(options) if options else "")
 
     @property
     def pids(self) -> list[int]:

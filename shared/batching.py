@@ -36,7 +36,6 @@ class Batcher(Generic[Item, Result]):
         "_closed",
         "_given_up",
         "_jobs",
-        "_loop",
         "_most",
         "_most_waiting",
         "_name",
@@ -59,7 +58,6 @@ class Batcher(Generic[Item, Result]):
         self._most = most
         self._most_waiting = most_waiting
         self._jobs: deque[tuple[Sequence[Item], asyncio.Future[list[Result]]]] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting = 0
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
@@ -78,11 +76,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises Overloaded when too many wait (one job is taken whatever its size), Unavailable after `close`.
         """
-        loop = self._loop
-        if loop is None:
-            # Asking for it costs a system call (getpid) in CPython 3.11; a batcher belongs to one loop anyway.
-            loop = self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Result]] = loop.create_future()
+        future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
         if not items:
             future.set_result([])
             return future

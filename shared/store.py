@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
+from hiredis import pack_command
+from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import (
@@ -52,6 +53,21 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
+class _PackedInC:
+    """redis-py's asyncio connections pack commands in Python: of a call with hundreds of words the larger part."""
+
+    def pack_command(self, *words: Any) -> list[bytes]:
+        return [pack_command(words)]
+
+
+class _Connection(_PackedInC, Connection):
+    pass
+
+
+class _SSLConnection(_PackedInC, SSLConnection):
+    pass
+
+
 class Store:
     """The process's Redis. `available` tells whether the last exchange went well."""
 
@@ -68,6 +84,8 @@ class Store:
             retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), 2),
             protocol=2,
         )
+        pool = self.redis.connection_pool
+        pool.connection_class = _SSLConnection if issubclass(pool.connection_class, SSLConnection) else _Connection
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The script's answer. Raises StoreUnavailable."""

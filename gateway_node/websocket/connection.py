@@ -41,7 +41,8 @@ from gateway_node.websocket.frames import (
     close_frame,
     pong_frame,
 )
-from gateway_node.websocket.handshake import Refused, Request, accept_upgrade, head_end, http_response, parse_request
+from gateway_node.websocket.handshake import Refused, accept_upgrade, http_response
+from gateway_node.websocket.opening import Opening
 from gateway_node.websocket.upper import Upper as Upper
 from shared.errors import CloseCode
 from shared.logs import get_log
@@ -56,17 +57,6 @@ _OPEN: Final = 1
 _CLOSING: Final = 2
 _ENDING: Final = 3
 _CLOSED: Final = 4
-
-
-class _Opening:
-    """What a connection needs until its request is answered."""
-
-    __slots__ = ("received", "request", "searched")
-
-    def __init__(self) -> None:
-        self.received = b""  # of the head; behind it once `request` is set
-        self.searched = 0
-        self.request: Request | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -103,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._upper = gate.upper
         self._transport: asyncio.Transport | None = None
         self._parser: FrameParser | None = None
-        self._opening: _Opening | None = _Opening()
+        self._opening: Opening | None = Opening()
         self._outbox: list[bytes] | None = None
         self._queued = 0  # bytes in the outbox
         self._pong: bytes | None = None  # the latest pong that is due while the kernel takes nothing
@@ -312,24 +302,17 @@ class Connection(asyncio.Protocol):
 
     # Opening.
 
-    def _head_received(self, opening: _Opening, data: bytes) -> None:
-        received = opening.received = opening.received + data
+    def _head_received(self, opening: Opening, data: bytes) -> None:
         limits = self._gate.limits
-        if opening.request is not None:
-            if len(received) > limits.max_early_bytes and self._transport is not None:
-                self._transport.pause_reading()
-            return
         try:
-            end = head_end(received, opening.searched, limits.max_head)
-            if end < 0:
-                opening.searched = len(received)
-                return
-            request = parse_request(received[:end])
+            request = opening.feed(data, limits.max_head)
         except Refused as refusal:
             self._refuse(refusal)
             return
-        opening.received = received[end:]
-        opening.request = request
+        if request is None:
+            if opening.request and len(opening.received) > limits.max_early_bytes and self._transport is not None:
+                self._transport.pause_reading()
+            return
         self._told = True
         try:
             self._upper.request_received(self, request)

@@ -68,6 +68,7 @@ def breakable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     try:
         yield server
     finally:
+        server.kill()
         run_apart(server.stop())
 
 

@@ -540,17 +540,22 @@ async def test_calls_fail_by_their_deadline_while_the_server_is_away(
 
 
 async def test_shared_records_survive_a_crash(breakable: Breakable, breakable_bus: Bus, topic: str) -> None:
-    """After a crash what was acknowledged stays away, and what was fetched and not acknowledged comes back."""
-    bus = breakable_bus
-    await bus.ensure_topic(topic)
-    await bus.publish(topic, records_of("done", "held"))
-    reader = await bus.open_shared(topic, f"{topic}-group", invisible_s=3)
+    """
+    What was fetched and not acknowledged comes back after a crash.
+
+    An acknowledgement may die with the server (RocketMQ gathers them in memory): its record may come again.
+    """
+    await breakable_bus.ensure_topic(topic)
+    await breakable_bus.publish(topic, records_of("done", "held"))
+    reader = await breakable_bus.open_shared(topic, f"{topic}-group", invisible_s=3)
     got = await take(reader, 2)
     await reader.ack(got[:1])
     breakable.kill()
     await breakable.restart()
-    again = await take(reader, 1)
-    assert bodies_of(got[1:]) == bodies_of(again)
-    await reader.ack(again)
-    await bus.publish(topic, records_of("last"))
-    assert ["last"] == bodies_of(await take(reader, 1))
+    await breakable_bus.publish(topic, records_of("after"))
+    wanted = {*bodies_of(got[1:]), "after"}
+    async with asyncio.timeout(DEADLINE_S):
+        while wanted:
+            records = await reader.fetch(10)
+            await reader.ack(records)
+            wanted.difference_update(bodies_of(records))

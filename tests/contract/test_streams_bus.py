@@ -259,6 +259,21 @@ async def test_a_member_that_closes_hands_back_at_once(bus: Bus, topic: str) -> 
     assert ["a", "b"] == sorted(bodies_of(await take(staying, 2)))
 
 
+async def test_acknowledgements_survive_a_crash(private_valkey: LocalValkey, private_bus: Bus, topic: str) -> None:
+    """With appendfsync always an acknowledged record stays away after a crash, and the held one comes back."""
+    await private_bus.ensure_topic(topic)
+    await private_bus.publish(topic, records_of("done", "held"))
+    reader = await private_bus.open_shared(topic, "group", invisible_s=2)
+    await reader.ack((await take(reader, 2))[:1])
+    private_valkey.kill()
+    await private_valkey.restart()
+    again = await take(reader, 1)
+    assert ["held"] == bodies_of(again)
+    await reader.ack(again)
+    await private_bus.publish(topic, records_of("last"))
+    assert ["last"] == bodies_of(await take(reader, 1))
+
+
 async def test_blocked_readers_do_not_hold_up_publishers(bus: Bus, topic: str) -> None:
     """Each waiting reader has a connection of its own; calls beside it are answered."""
     await bus.ensure_topic(topic)

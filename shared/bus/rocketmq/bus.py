@@ -6,7 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Sequence
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
@@ -63,7 +63,7 @@ class RocketMQBus:
         if unknown or ("accessKey" in options) != ("secretKey" in options):
             raise ValueError(_EXPECTED)
         signer = Signer(options["accessKey"], options["secretKey"]) if "accessKey" in options else None
-        tls = _tls_context(unquote(options.get("tlsCa", ""))) if options.get("tls") == "1" else None
+        tls = _tls_context(options.get("tlsCa", "")) if options.get("tls") == "1" else None
         return cls([_with_port(server) for server in name_servers], signer=signer, tls=tls)
 
     @property

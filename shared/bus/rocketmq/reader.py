@@ -210,7 +210,7 @@ class LoneReader:
             if frame.code == codes.SUCCESS:
                 self._keep(queue, position, frame)
             elif frame.code == codes.PULL_OFFSET_MOVED and _next_offset(frame) != position.pulled:
-                log.warning("offset moved", topic=self._topic, queue=queue.queue_id, offset=position.pulled)
+                log.warning("offset moved", topic=self._topic, queue=queue.queue_id, offset=position.pulled, to=_next_offset(frame))
                 self._put(_Batch(position, _next_offset(frame), [], 0))
             elif frame.code == codes.PULL_RETRY_IMMEDIATELY and _next_offset(frame) != position.pulled:
                 self._put(_Batch(position, _next_offset(frame), [], 0))

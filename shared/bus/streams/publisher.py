@@ -18,8 +18,8 @@ from shared.errors import BusUnavailable, TopicMissing
 
 _MOST_RECORDS = 512
 _MOST_WAITING = 50_000
-_CALL_BYTES = 4 * 1024 * 1024
-_EXCHANGE_BYTES = 16 * 1024 * 1024
+CALL_BYTES = 4 * 1024 * 1024
+EXCHANGE_BYTES = 16 * 1024 * 1024
 
 Item = tuple[str, Record]
 
@@ -54,19 +54,19 @@ class Publisher:
     async def _send(self, items: list[Item]) -> list[bool]:
         """For each item whether its topic exists."""
         missing: set[str] = set()
-        for topics, commands in _exchanges(items, self._namespace):
+        for topics, commands in cut_exchanges(items, self._namespace):
             replies = await self._link.exchange(commands)
             missing.update(topic for topic, reply in zip(topics, replies, strict=True) if reply is None)
         return [topic not in missing for topic, _ in items]
 
 
-def _exchanges(items: Sequence[Item], namespace: str) -> Iterator[tuple[list[str], list[Command]]]:
+def cut_exchanges(items: Sequence[Item], namespace: str) -> Iterator[tuple[list[str], list[Command]]]:
     """Script calls with the topic of each, cut into exchanges of bounded size."""
     topics: list[str] = []
     commands: list[Command] = []
     size = 0
-    for topic, arguments, weight in _calls(items):
-        if commands and size + weight > _EXCHANGE_BYTES:
+    for topic, arguments, weight in cut_calls(items):
+        if commands and size + weight > EXCHANGE_BYTES:
             yield topics, commands
             topics, commands, size = [], [], 0
         topics.append(topic)
@@ -75,12 +75,12 @@ def _exchanges(items: Sequence[Item], namespace: str) -> Iterator[tuple[list[str
     yield topics, commands
 
 
-def _calls(items: Sequence[Item]) -> Iterator[tuple[str, list[Argument], int]]:
+def cut_calls(items: Sequence[Item]) -> Iterator[tuple[str, list[Argument], int]]:
     """Topic, arguments and bytes of each script call; a topic's records keep their order."""
     of_topic: dict[str, tuple[list[Argument], int]] = {}
     for topic, record in items:
         arguments, size = of_topic.get(topic) or ([], 0)
-        if arguments and size + len(record.body) > _CALL_BYTES:
+        if arguments and size + len(record.body) > CALL_BYTES:
             yield topic, arguments, size
             arguments, size = [], 0
         arguments += (record.queue, record.key.encode(), record.deliver_at_ms, record.body)
