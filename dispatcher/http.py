@@ -8,6 +8,7 @@ much as all that the dispatcher does for a send to one target. Everything else u
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -121,7 +122,9 @@ class HttpPort:
 
     async def open(self, host: str, port: int) -> None:
         """Raises OSError."""
-        self._server = web.Server(self._serve, access_log=None, keepalive_timeout=75.0, lingering_time=2.0)
+        self._server = web.Server(
+            self._serve, access_log=None, keepalive_timeout=75.0, lingering_time=2.0, logger=_server_log()
+        )
         listener = await asyncio.get_running_loop().create_server(self._server, host, port, backlog=1024)
         self._listener = listener
         self.port = listener.sockets[0].getsockname()[1]
@@ -194,7 +197,9 @@ class HttpPort:
             if error.status >= 500 and error.status != 503:
                 _log.error("request_failed", path=request.rel_url.path, code=error.code, reason=str(error))
             return error_answer(error)
-        except (web.RequestPayloadError, ConnectionError):
+        except web.RequestPayloadError as error:
+            return four_fields(400, failure(400, f"the body cannot be read: {_first_line(error)}"))
+        except ConnectionError:
             return web.Response(status=400)  # its sender is gone
         except Exception:
             _log.exception("request_failed", path=request.rel_url.path)
@@ -203,6 +208,21 @@ class HttpPort:
             tally.in_flight -= 1
             if not tally.in_flight:
                 self._idle.set()
+
+
+class _AsJson(logging.Handler):
+    """What aiohttp logs by itself (faults of connections), as lines of our log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        _log.warning("http_connection", reason=record.getMessage(), error=repr(error)[:300])
+
+
+def _server_log() -> logging.Logger:
+    logger = logging.getLogger("dispatcher.http")
+    logger.propagate = False
+    logger.handlers = [_AsJson(logging.WARNING)]
+    return logger
 
 
 def four_fields(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -219,6 +239,10 @@ def error_answer(error: PushfleetError) -> web.Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return four_fields(error.status, failure(error.status, str(error)), headers)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _no_endpoint(methods: Mapping[str, Endpoint] | None) -> web.Response:

@@ -140,6 +140,7 @@ class Node:
         self._reached_bus = True
         self._own(self._keep_consuming(), "consumer")
         self._own(self._lease.run(), "lease")
+        gc.set_threshold(50_000, 25, 100)  # what a session holds is freed by counting; the collector finds little
         gc.collect()
         gc.freeze()
 

@@ -57,6 +57,8 @@ class _PackedInC:
     """redis-py's asyncio connections pack commands in Python: of a call with hundreds of words the larger part."""
 
     def pack_command(self, *words: Any) -> list[bytes]:
+        if " " in words[0]:  # redis-py's own methods name some commands in two words
+            words = (*words[0].split(), *words[1:])
         return [pack_command(words)]
 
 

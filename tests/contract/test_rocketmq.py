@@ -250,22 +250,27 @@ async def test_nothing_listens() -> None:
         assert not bus.connected
 
 
-async def test_topic_dropped_under_its_reader(bus: RocketMQBus, topic: str) -> None:
-    """A reader whose topic was dropped goes on with a new topic of that name, from its beginning."""
+@pytest.mark.parametrize(("count", "commits"), [(2, False), (7, True)])
+async def test_topic_dropped_under_its_reader(bus: RocketMQBus, topic: str, count: int, commits: bool) -> None:
+    """
+    A reader whose topic was dropped, and made anew at once, reads the new one from its beginning.
+
+    Also if the new one is longer than the old one was, provided that something of the old one was committed.
+    """
     reader = await bus.open_reader(topic)
     await bus.publish(topic, [Record(b"old")] * 5)
     await fetch_until(reader, [b"old"])
-    waiting = asyncio.create_task(reader.fetch())
+    if commits:
+        reader.commit()
+        async with asyncio.timeout(DEADLINE_S):
+            await until(lambda: reader.is_committed)
     await bus.drop_topic(topic)
     with pytest.raises(TopicMissing):
         await bus.publish(topic, [Record(b"lost")])
     await bus.ensure_topic(topic)
-    await bus.publish(topic, [Record(b"new 1"), Record(b"new 2")])
-    async with asyncio.timeout(DEADLINE_S):
-        got = await waiting
-    if len(got) < 2:
-        got += await fetch_until(reader, [b"new 2"])
-    assert [b"new 1", b"new 2"] == [record.body for record in got]
+    bodies = [b"new %d" % number for number in range(count)]
+    await bus.publish(topic, [Record(body) for body in bodies])
+    await fetch_until(reader, bodies)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import json
 import re
@@ -473,6 +474,17 @@ async def test_a_body_of_nearly_a_mebibyte_is_taken(caller: Caller, node: FakeNo
         answer = await caller.post("/message/send", data, **expect)
         assert 200 == answer.status
         assert msg == (await node.lines_of(answer.message_id))[0].fields["msg"]
+
+
+async def test_a_compressed_body_is_taken(caller: Caller, dispatcher: DispatcherProcess) -> None:
+    """Its size counts as it is inside; one that cannot be unpacked is 400, and the log stays JSON lines."""
+    packed = {"Content-Encoding": "gzip"}
+    body = gzip.compress(b'{"to":"nobody","msg":1,"durable":false}')
+    assert 200 == (await caller.post("/message/send", body, **packed)).status
+    assert 413 == (await caller.post("/message/send", gzip.compress(b"x" * (20 << 20)), **packed)).status
+    broken = await caller.post("/message/send", b"not gzip", **packed)
+    assert (400, 400) == (broken.status, broken.fields["statusCode"])
+    assert len(dispatcher.text.splitlines()) == len(dispatcher.log)
 
 
 async def test_unknown_paths_and_methods_are_told_in_four_fields(caller: Caller) -> None:

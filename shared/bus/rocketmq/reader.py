@@ -9,8 +9,10 @@ messages are decoded. Queues of masters that come later are found when the route
 The read position of each queue is kept by the broker as the offset of a group that has the topic's name. `commit`
 marks what `fetch` has handed out; a task writes marks that moved once a second (request 15), and `close` once more.
 
-A broker that says the topic is not there is believed when the name servers say so too. Then the positions mean
-nothing any more, and the reader waits for a topic of that name and reads it from its beginning.
+When the topic is dropped, positions mean nothing any more: the reader waits for a topic of that name and reads it
+from its beginning. That the topic is gone is believed when the name servers say so; that it was dropped and made
+anew in between shows in a queue that is shorter than what was read of it, or in a group that forgot what it was
+told. A pull that a broker holds hears of none of this, so `_watch` looks.
 """
 
 from __future__ import annotations
@@ -24,20 +26,21 @@ from shared.backoff import Backoff
 from shared.bus.port import Received
 from shared.bus.rocketmq import codes
 from shared.bus.rocketmq.admin import Admin
-from shared.bus.rocketmq.connection import CALL_S, Connections
+from shared.bus.rocketmq.connection import CALL_S, Connection, Connections
 from shared.bus.rocketmq.received import received_of
 from shared.bus.rocketmq.route import Queue, Route, Routes
 from shared.bus.rocketmq.wire import Frame
 from shared.errors import BusUnavailable, TopicMissing
 from shared.logs import OncePerSecond, get_log
 
-WATCH_S = 10.0
+WATCH_S = 5.0
 _SUSPEND_S = 15.0
 _MARGIN_S = 8.0  # a broker looks at what it holds every 5 s
 _COMMIT_EVERY_S = 1.0
 _MOST_BUFFERED_BYTES = 4 * 1024 * 1024
 _PULL_MOST = 32
 _SUSPEND_AND_SUBSCRIPTION = 2 | 4  # PullSysFlag
+_MOVED = (codes.PULL_OFFSET_MOVED, codes.PULL_RETRY_IMMEDIATELY)
 
 log = get_log("bus")
 
@@ -92,6 +95,7 @@ class LoneReader:
         self._room.set()
         self._look = asyncio.Event()
         self._gone = False
+        self._reset = False
         self._closed = False
         self._once = OncePerSecond()
         self._tasks = [
@@ -112,6 +116,11 @@ class LoneReader:
     def commit(self) -> None:
         for position in self._positions.values():
             position.marked = position.delivered
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the bus has every mark that `commit` made."""
+        return all(position.marked == position.committed for position in self._positions.values())
 
     async def close(self) -> None:
         if self._closed:
@@ -145,6 +154,9 @@ class LoneReader:
             try:
                 route = await self._routes.refresh(self._topic)
             except TopicMissing:
+                if not self._gone:
+                    self._gone = True
+                    log.warning("the topic is gone; waiting for a new one", topic=self._topic)
                 await self._forget_positions()
                 await asyncio.sleep(backoff.next_s())
                 continue
@@ -153,6 +165,7 @@ class LoneReader:
                 continue
             backoff.reset()
             self._gone = False
+            await self._check_positions(route)
             self._cover(route)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
@@ -168,10 +181,30 @@ class LoneReader:
                 name = f"pull {self._topic} {queue.broker} {queue.queue_id}"
                 position.task = asyncio.create_task(self._pull(queue, position), name=name)
 
+    async def _check_positions(self, route: Route) -> None:
+        """Forget all positions if one of them shows that the topic is not the one that was read."""
+        known = [(queue, self._positions[queue]) for queue in route.readable if queue in self._positions]
+        checks = (self._is_of_this_topic(queue, position) for queue, position in known)
+        for outcome in await asyncio.gather(*checks, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, BusUnavailable):
+                raise outcome
+            if outcome is False or self._reset:
+                log.warning("the topic was made anew; reading it from its beginning", topic=self._topic)
+                await self._forget_positions()
+                return
+
+    async def _is_of_this_topic(self, queue: Queue, position: _Position) -> bool:
+        # What was read and committed before these questions are asked cannot be beyond their answers.
+        pulled, committed = position.pulled, position.committed
+        connection = self._connections.at(await self._address_of(queue.broker))
+        place = {"topic": self._topic, "queueId": str(queue.queue_id)}
+        frame = await connection.call(codes.MAX_OFFSET, place)
+        if frame.code == codes.SUCCESS and _number(frame, "offset") < pulled:
+            return False
+        return committed <= 0 or await self._group_offset(connection, place) > 0
+
     async def _forget_positions(self) -> None:
-        if not self._gone:
-            self._gone = True
-            log.warning("the topic is gone; waiting for a new one", topic=self._topic)
+        self._reset = False
         await self._stop_pulls()
         await self._stop(list(self._groups.values()))
         self._groups.clear()
@@ -209,11 +242,8 @@ class LoneReader:
             backoff.reset()
             if frame.code == codes.SUCCESS:
                 self._keep(queue, position, frame)
-            elif frame.code == codes.PULL_OFFSET_MOVED and _next_offset(frame) != position.pulled:
-                log.warning("offset moved", topic=self._topic, queue=queue.queue_id, offset=position.pulled, to=_next_offset(frame))
-                self._put(_Batch(position, _next_offset(frame), [], 0))
-            elif frame.code == codes.PULL_RETRY_IMMEDIATELY and _next_offset(frame) != position.pulled:
-                self._put(_Batch(position, _next_offset(frame), [], 0))
+            elif frame.code in _MOVED and _next_offset(frame) != position.pulled:
+                self._move(queue, position, _next_offset(frame))
             elif frame.code != codes.PULL_NOT_FOUND:
                 raise BusUnavailable(f"{queue.broker} answered {frame.code}: {frame.remark[:200]}")
 
@@ -245,6 +275,14 @@ class LoneReader:
         records = received_of(self._topic, frame.body)
         self._put(_Batch(position, _next_offset(frame), records, len(frame.body)))
 
+    def _move(self, queue: Queue, position: _Position, offset: int) -> None:
+        """Forward: retention took what lay between. Back: the queue is shorter than what was read of it."""
+        log.warning("offset moved", topic=self._topic, queue=queue.queue_id, offset=position.pulled, to=offset)
+        if offset > position.pulled:
+            self._put(_Batch(position, offset, [], 0))
+        else:
+            raise BusUnavailable("the queue ends before what was read of it")
+
     def _put(self, batch: _Batch) -> None:
         batch.position.pulled = batch.next_offset
         self._buffer.append(batch)
@@ -261,12 +299,23 @@ class LoneReader:
         await self._ensure_group(address)
         connection = self._connections.at(address)
         place = {"topic": self._topic, "queueId": str(queue.queue_id)}
+        least = await connection.call(codes.MIN_OFFSET, place)
+        most = await connection.call(codes.MAX_OFFSET, place)
+        for frame in (least, most):
+            if frame.code != codes.SUCCESS:
+                raise BusUnavailable(f"{address} answered {frame.code}: {frame.remark[:200]}")
+        # A broker that lost records with its power may remember a commit behind its last record.
+        committed = min(await self._group_offset(connection, place), _number(most, "offset"))
+        return max(committed, _number(least, "offset"), 0)
+
+    async def _group_offset(self, connection: Connection, place: dict[str, str]) -> int:
+        """What the broker keeps for this reader; 0 if nothing. Raises BusUnavailable."""
         frame = await connection.call(codes.QUERY_OFFSET, {"consumerGroup": self._topic, **place})
         if frame.code == codes.QUERY_NOT_FOUND:
-            frame = await connection.call(codes.MIN_OFFSET, place)
+            return 0
         if frame.code != codes.SUCCESS:
-            raise BusUnavailable(f"{address} answered {frame.code}: {frame.remark[:200]}")
-        return max(0, _number(frame, "offset"))
+            raise BusUnavailable(f"{connection.address} answered {frame.code}: {frame.remark[:200]}")
+        return _number(frame, "offset")
 
     async def _ensure_group(self, address: str) -> None:
         """Once for each master, however many queues ask."""
@@ -301,8 +350,8 @@ class LoneReader:
         address = await self._address_of(queue.broker)
         frame = await self._connections.at(address).call(codes.COMMIT_OFFSET, fields)
         if frame.code == codes.GROUP_NOT_EXIST:
-            self._groups.pop(address, None)
-            await self._ensure_group(address)
+            self._reset = True
+            self._look.set()
         elif frame.code == codes.SUCCESS:
             position.committed = mark
 
