@@ -7,66 +7,13 @@ What may not come is shown by what comes behind it: a later record that must arr
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
-from shared.bus import Bus, Received, Record, SharedReader, TopicReader, open_bus
+from shared.bus import Bus, Record, SharedReader, open_bus
 from shared.errors import BusUnavailable, RecordTooLarge, TopicMissing
-from tests.contract.conftest import Breakable
-
-DEADLINE_S = 60.0
-
-
-def records_of(*bodies: str) -> list[Record]:
-    return [Record(body.encode()) for body in bodies]
-
-
-def bodies_of(records: Sequence[Received]) -> list[str]:
-    return [record.body.decode() for record in records]
-
-
-def numbered(name: str, count: int) -> list[str]:
-    return [f"{name}{number}" for number in range(count)]
-
-
-async def read(reader: TopicReader, count: int) -> list[Received]:
-    """The next `count` records or a few more."""
-    got: list[Received] = []
-    async with asyncio.timeout(DEADLINE_S):
-        while len(got) < count:
-            got += await reader.fetch()
-    return got
-
-
-async def take(reader: SharedReader, count: int) -> list[Received]:
-    """Exactly the next `count` records, not acknowledged."""
-    got: list[Received] = []
-    async with asyncio.timeout(DEADLINE_S):
-        while len(got) < count:
-            got += await reader.fetch(count - len(got))
-    return got
-
-
-@asynccontextmanager
-async def reading(bus: Bus, topic: str) -> AsyncIterator[TopicReader]:
-    reader = await bus.open_reader(topic)
-    try:
-        yield reader
-    finally:
-        await reader.close()
-
-
-@asynccontextmanager
-async def sharing(bus: Bus, topic: str, *, invisible_s: float = 60.0) -> AsyncIterator[SharedReader]:
-    reader = await bus.open_shared(topic, f"{topic}-group", invisible_s=invisible_s)
-    try:
-        yield reader
-    finally:
-        await reader.close()
-
+from tests.harness.bus import DEADLINE_S, bodies_of, now_ms, numbered, read, reading, records_of, sharing, take
 
 # Publishing and topics
 
@@ -230,10 +177,6 @@ async def test_many_topics(bus: Bus, topic: str) -> None:
 
 
 # Delivery times
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 async def test_a_record_is_held_back_until_it_is_due(bus: Bus, topic: str) -> None:
@@ -473,89 +416,3 @@ async def test_groups_each_get_everything(bus: Bus, topic: str) -> None:
     for reader in (other, one):
         assert ["d"] == bodies_of(await take(reader, 1))
         await reader.close()
-
-
-# A server that dies
-
-
-async def test_what_was_acknowledged_survives_a_crash(breakable: Breakable, breakable_bus: Bus, topic: str) -> None:
-    """Kill -9 in the middle of publishing: every record whose publish returned arrives, also at an open reader."""
-    bus = breakable_bus
-    await bus.ensure_topic(topic)
-    reader = await bus.open_reader(topic)
-    acknowledged: set[str] = set()
-    enough = asyncio.Event()
-    crashed = asyncio.Event()
-
-    async def publish(name: str) -> None:
-        number = 0
-        while not crashed.is_set():
-            batch = [f"{name}-{number + extra}" for extra in range(5)]
-            number += 5
-            with suppress(BusUnavailable):
-                await bus.publish(topic, records_of(*batch))
-                acknowledged.update(batch)
-            if len(acknowledged) > 500:
-                enough.set()
-
-    publishers = [asyncio.create_task(publish(name)) for name in "abcd"]
-    async with asyncio.timeout(DEADLINE_S):
-        await enough.wait()
-        breakable.kill()
-        crashed.set()
-        await breakable.restart()
-        await asyncio.wait(publishers)
-        await bus.publish(topic, records_of("after"))
-        wanted = acknowledged | {"after"}
-        while wanted:
-            wanted.difference_update(bodies_of(await reader.fetch()))
-
-
-async def test_calls_fail_by_their_deadline_while_the_server_is_away(
-    breakable: Breakable, breakable_bus: Bus, topic: str
-) -> None:
-    """Without a server calls raise BusUnavailable and `connected` says so; `fetch` goes on and gets what comes."""
-    bus = breakable_bus
-    shared_topic = f"{topic}-shared"
-    await bus.ensure_topic(topic)
-    await bus.ensure_topic(shared_topic)
-    reader = await bus.open_reader(topic)
-    shared = await bus.open_shared(shared_topic, f"{topic}-group")
-    connected = [bus.connected]
-    alone_waits = asyncio.create_task(reader.fetch())
-    shared_waits = asyncio.create_task(shared.fetch(1))
-    breakable.kill()
-    async with asyncio.timeout(DEADLINE_S):
-        calls = (bus.publish(topic, records_of("lost")), bus.ensure_topic(f"{topic}-new"))
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert [BusUnavailable, BusUnavailable] == [type(outcome) for outcome in outcomes]
-        connected.append(bus.connected)
-        await breakable.restart()
-        for name in (topic, shared_topic):
-            await bus.publish(name, records_of("back"))
-        assert ["back"] == bodies_of(await alone_waits)
-        assert ["back"] == bodies_of(await shared_waits)
-        connected.append(bus.connected)
-    assert [True, False, True] == connected
-
-
-async def test_shared_records_survive_a_crash(breakable: Breakable, breakable_bus: Bus, topic: str) -> None:
-    """
-    What was fetched and not acknowledged comes back after a crash.
-
-    An acknowledgement may die with the server (RocketMQ gathers them in memory): its record may come again.
-    """
-    await breakable_bus.ensure_topic(topic)
-    await breakable_bus.publish(topic, records_of("done", "held"))
-    reader = await breakable_bus.open_shared(topic, f"{topic}-group", invisible_s=3)
-    got = await take(reader, 2)
-    await reader.ack(got[:1])
-    breakable.kill()
-    await breakable.restart()
-    await breakable_bus.publish(topic, records_of("after"))
-    wanted = {*bodies_of(got[1:]), "after"}
-    async with asyncio.timeout(DEADLINE_S):
-        while wanted:
-            records = await reader.fetch(10)
-            await reader.ack(records)
-            wanted.difference_update(bodies_of(records))

@@ -19,7 +19,7 @@ from shared.bus.streams.link import Link, Site, call
 from shared.bus.streams.scripts import SWEEP, marker_key
 from shared.errors import BusUnavailable, TopicMissing
 from shared.metrics import BUS_RECORDS_SET_ASIDE
-from tests.contract.test_bus import DEADLINE_S, bodies_of, now_ms, numbered, read, records_of, take
+from tests.harness.bus import DEADLINE_S, bodies_of, now_ms, numbered, read, records_of, take
 
 
 @pytest.fixture
