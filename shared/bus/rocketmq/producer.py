@@ -229,7 +229,8 @@ class Producer:
             attempt.times_missing += code == codes.TOPIC_NOT_EXIST
             if attempt.times_missing == _MISSING_TRIES:
                 raise TopicMissing(f"there is no topic {attempt.topic}")
-        return code
+        # A batch that is too large is a plain error of the broker's system; only a single record is told apart.
+        return codes.MESSAGE_ILLEGAL if code == codes.SYSTEM_ERROR and "size exceeded" in response.remark else code
 
     def _choose(self, route: Route, attempt: _Attempt) -> Queue:
         """The lane's own queue, or one of a master that has not failed, if there is any."""
