@@ -11,16 +11,15 @@ passes at once, any other has its strings cut out and its brackets summed.
 from __future__ import annotations
 
 import re
-from itertools import accumulate
 
 import msgspec
 
 from shared.errors import BadRequest, BodyTooLarge
 from shared.ids import client_id_fault, request_id_fault
+from shared.json_text import DEEPEST, field_and_fault, is_too_deep
 
 MOST_TARGETS = 10_000
 MOST_ITEMS = 1_000
-MOST_DEPTH = 64
 DEFAULT_TTL_S = 7 * 86_400
 MOST_TTL_S = 30 * 86_400
 _MOST_SENDER = 128
@@ -62,32 +61,18 @@ class Send(msgspec.Struct, frozen=True):
 _send_decoder = msgspec.json.Decoder(SendBody)
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
-_AT = re.compile(r" - at `\$\.?([^`]*)`\Z")
-_UNKNOWN = "Object contains unknown field `"
-_MISSING = "Object missing required field `"
-_TYPES = {
-    "str": "a string",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "a list",
-    "object": "an object",
-    "null": "null",
-}
-_TYPE = re.compile("|".join(_TYPES))
-_QUOTED_TYPES = re.compile(r"`([a-z |]+)`")
 _GOOD_TARGETS = re.compile(r"[A-Za-z0-9._\-:@]{1,128}(?:\n[A-Za-z0-9._\-:@]{1,128})*\Z")
 
 
 def parse_send(body: bytes) -> Send:
     """The send that `body` (JSON text) asks for. Raises BadRequest."""
-    if too_deep(body):
-        raise BadRequest(f"JSON nested deeper than {MOST_DEPTH}")
+    if is_too_deep(body):
+        raise BadRequest(f"JSON nested deeper than {DEEPEST}")
     check_utf8(body)
     try:
         asked = _send_decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _field_fault(str(error)) from None
+        raise _named(error) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     return _check(asked)
@@ -188,29 +173,6 @@ def _ttl_ms(ttl: float | None) -> int:
     return int(ttl * 1000)
 
 
-def _field_fault(text: str) -> BadRequest:
-    """msgspec's words in ours: "Expected `str`, got `int` - at `$.to[3]`" is about the field `to[3]`."""
-    at = _AT.search(text)
-    field = at[1] if at else ""
-    words = text[: at.start()] if at else text
-    if words.startswith(_UNKNOWN):
-        return BadRequest("unknown field", field=words[len(_UNKNOWN) : -1][:64])
-    if words.startswith(_MISSING):
-        return BadRequest("required", field=words[len(_MISSING) : -1])
-    words = _QUOTED_TYPES.sub(
-        lambda types: _TYPE.sub(lambda name: _TYPES[name[0]], types[1]).replace(" | ", " or "), words
-    )
-    return BadRequest(words[:1].lower() + words[1:], field=field or "the body")
-
-
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def too_deep(text: bytes, most: int = MOST_DEPTH) -> bool:
-    """Whether JSON text is nested deeper than `most`. Of text that is not JSON: whether a parser would get as deep."""
-    if text.count(b"{") + text.count(b"[") <= most:
-        return False
-    steps = _STRING.sub(b"", text).translate(_BRACKETS, _NOT_BRACKETS)
-    return max(accumulate(memoryview(steps).cast("b")), default=0) > most
+def _named(error: msgspec.ValidationError) -> BadRequest:
+    field, fault = field_and_fault(error)
+    return BadRequest(fault, field=field or "the body")

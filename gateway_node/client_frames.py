@@ -96,6 +96,8 @@ _registration = msgspec.json.Decoder(Registration)
 
 def parse_frame(data: bytes) -> Business | Ack | Heartbeat | Register:
     """Raises BadFrame."""
+    if is_too_deep(data):
+        raise BadFrame("too_deep", f"nested deeper than {DEEPEST}")
     try:
         incoming = _decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -179,8 +181,6 @@ def _business(incoming: Incoming) -> Business:
         raise _of(incoming, "bad_frame", "msg: missing")
     if incoming.requestId is not None and (fault := request_id_fault(incoming.requestId)):
         raise BadFrame("bad_frame", f"requestId: {fault}")
-    if is_too_deep(bytes(incoming.msg)):
-        raise _of(incoming, "too_deep", f"msg: nested deeper than {DEEPEST}")
     return Business(targets, incoming.msg, incoming.requestId)
 
 

@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.requests import MOST_DEPTH, parse_list, parse_send, too_deep
+from dispatcher.requests import parse_list, parse_send
 from shared.errors import BadRequest, BodyTooLarge
+from shared.json_text import DEEPEST
 
 
 def body(**fields: Any) -> bytes:
@@ -196,8 +197,8 @@ def nested(depth: int) -> bytes:
 
 def test_depth_counts_the_request_itself() -> None:
     """A request is one level, so 63 levels of `msg` are taken and 64 are not."""
-    assert parse_send(b'{"to":"a","msg":%b}' % nested(MOST_DEPTH - 1))
-    assert "nested deeper than 64" in fault_of(b'{"to":"a","msg":%b}' % nested(MOST_DEPTH))[2]
+    assert parse_send(b'{"to":"a","msg":%b}' % nested(DEEPEST - 1))
+    assert "nested deeper than 64" in fault_of(b'{"to":"a","msg":%b}' % nested(DEEPEST))[2]
     assert 400 == fault_of(b'{"to":"a","msg":%b}' % nested(200_000))[1]
 
 
@@ -205,25 +206,6 @@ def test_brackets_side_by_side_or_in_strings_are_not_depth() -> None:
     """Only nesting counts."""
     assert parse_send(b'{"to":"a","msg":[%b]}' % b",".join([b"[]"] * 1000))
     assert parse_send(body(msg="[" * 1000 + '\\"' + "{" * 1000))
-
-
-def depth_of(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(depth_of, value.values()), default=0)
-    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
-
-
-@given(
-    st.recursive(
-        st.text(alphabet='[]{}"\\a') | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-    ),
-    st.integers(0, 5),
-)
-@example([[["]"]]], 2)
-@example(['\\"[', []], 1)
-def test_too_deep_agrees_with_a_parser(value: Any, most: int) -> None:
-    """The bracket count gives the depth that json.loads finds."""
-    assert (depth_of(value) > most) == too_deep(json.dumps(value).encode(), most)
 
 
 def test_a_send_has_a_bounded_volume() -> None:

@@ -47,26 +47,26 @@ def test_type_7_names_the_client() -> None:
     [
         (b"", "not_json", "not JSON"),
         (b"{", "not_json", "not JSON"),
-        (b"[1]", "bad_frame", "expected object"),
+        (b"[1]", "bad_frame", "expected an object"),
         (b"{}", "unknown_type", "expected a msgType"),
         (b'{"msgType":9}', "unknown_type", "msgType: 9"),
-        (b'{"msgType":"1"}', "bad_frame", "msgType: expected int"),
+        (b'{"msgType":"1"}', "bad_frame", "msgType: expected a whole number"),
         (b'{"msgType":1,"msg":1}', "bad_frame", "to: missing"),
         (b'{"msgType":1,"to":[],"msg":1}', "bad_frame", "to: missing"),
-        (b'{"msgType":1,"to":["a",7],"msg":1}', "bad_frame", "to[1]: expected str"),
+        (b'{"msgType":1,"to":["a",7],"msg":1}', "bad_frame", "to[1]: expected a string"),
         (b'{"msgType":1,"to":["a","b c"],"msg":1}', "bad_frame", "to[1]: a clientId may hold only"),
         (b'{"msgType":1,"to":"a"}', "bad_frame", "msg: missing"),
         (b'{"msgType":1,"to":"a","msg":1,"requestId":""}', "bad_frame", "requestId: "),
         (b'{"msgType":1,"to":"a","msg":1,"toGroups":["g"]}', "bad_frame", "toGroups: "),
         (b'{"msgType":1,"to":%b,"msg":1}' % json.dumps(["a"] * 1001).encode(), "too_many_targets", "1001 targets"),
-        (b'{"msgType":1,"to":"a","msg":%b}' % (b"[" * 65 + b"]" * 65), "too_deep", "deeper than 64"),
+        (b'{"msgType":1,"to":"a","msg":%b}' % (b"[" * 64 + b"]" * 64), "too_deep", "deeper than 64"),
         (b'{"msgType":1,"to":"a","msg":%b}' % (b"[" * 50_000 + b"]" * 50_000), "too_deep", "deeper than 64"),
         (b'{"msgType":2}', "bad_frame", "messageId: missing"),
         (b'{"msgType":2,"messageIds":["x"]}', "bad_frame", "messageIds[0]: expected 32"),
         (b'{"type":99}', "unknown_type", "type: 99"),
         (b'{"type":7}', "bad_frame", "params"),
         (b'{"type":7,"params":{"openid":""}}', "bad_frame", "params.openid: empty"),
-        (b'{"type":7,"params":{"openid":5}}', "bad_frame", "openid: expected str"),
+        (b'{"type":7,"params":{"openid":5}}', "bad_frame", "openid: expected a string"),
     ],
 )
 def test_faults_are_named(frame: bytes, code: str, words: str) -> None:
@@ -87,8 +87,8 @@ def test_a_fault_carries_the_frames_ids() -> None:
 
 
 def test_nesting_of_64_is_allowed() -> None:
-    """And brackets inside strings do not count."""
-    deep = b"[" * 64 + b"]" * 64
+    """The frame is one level itself; brackets inside strings do not count."""
+    deep = b"[" * 63 + b"]" * 63
     text = json.dumps("[{" * 100 + '\\"').encode()
     assert isinstance(parse_frame(b'{"msgType":1,"to":"a","msg":%b}' % deep), Business)
     assert isinstance(parse_frame(b'{"msgType":1,"to":"a","msg":%b}' % text), Business)
