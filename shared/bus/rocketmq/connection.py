@@ -130,7 +130,7 @@ class Connection:
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, protocol = await loop.create_connection(
-                    lambda: _Protocol(self.address), host.strip("[]"), int(port), ssl=self._settings.tls
+                    lambda: _Protocol(self.address, self._on_lost), host.strip("[]"), int(port), ssl=self._settings.tls
                 )
         except (OSError, ValueError, TimeoutError) as error:
             self._next_attempt = time.monotonic() + self._backoff.next_s()
@@ -143,6 +143,9 @@ class Connection:
         self._made_before = True
         self._protocol = protocol
         return protocol
+
+    def _on_lost(self) -> None:
+        self._settings.on_exchange(self.address, False)
 
 
 class Connections:
@@ -186,6 +189,7 @@ class _Protocol(asyncio.Protocol):
         "_flush_due",
         "_gone",
         "_loop",
+        "_on_lost",
         "_opaque",
         "_out",
         "_pending",
@@ -194,8 +198,9 @@ class _Protocol(asyncio.Protocol):
         "lost",
     )
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, on_lost: Callable[[], None]) -> None:
         self._address = address
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
@@ -275,6 +280,8 @@ class _Protocol(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost:  # by the peer or the network, not by `drop`
+            self._on_lost()
         self._fail(f"the connection broke ({exc or 'closed by the peer'})")
         if not self._gone.done():
             self._gone.set_result(None)

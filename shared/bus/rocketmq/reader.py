@@ -31,7 +31,7 @@ from shared.bus.rocketmq.received import received_of
 from shared.bus.rocketmq.route import Queue, Route, Routes
 from shared.bus.rocketmq.wire import Frame
 from shared.errors import BusUnavailable, TopicMissing
-from shared.logs import OncePerSecond, get_log
+from shared.logs import get_log
 
 WATCH_S = 5.0
 _SUSPEND_S = 15.0
@@ -97,7 +97,7 @@ class LoneReader:
         self._gone = False
         self._reset = False
         self._closed = False
-        self._once = OncePerSecond()
+        self._trouble: set[str] = set()  # brokers that a log line said cannot be read
         self._tasks = [
             asyncio.create_task(self._watch(), name=f"watch {topic}"),
             asyncio.create_task(self._write_marks(), name=f"commit {topic}"),
@@ -227,7 +227,8 @@ class LoneReader:
             try:
                 await self._pull_while_good(queue, position, backoff)
             except BusUnavailable as error:
-                if self._once.due():
+                if queue.broker not in self._trouble:
+                    self._trouble.add(queue.broker)
                     log.warning("cannot read", topic=self._topic, broker=queue.broker, reason=str(error))
             self._look.set()
             await asyncio.sleep(backoff.next_s())
@@ -239,7 +240,6 @@ class LoneReader:
         while True:
             await self._room.wait()
             frame = await self._pull_once(queue, position.pulled)
-            backoff.reset()
             if frame.code == codes.SUCCESS:
                 self._keep(queue, position, frame)
             elif frame.code in _MOVED and _next_offset(frame) != position.pulled:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from shared.ids import (
@@ -35,7 +37,10 @@ def test_bad_client_ids_are_told_why(client_id: str, words: str) -> None:
 def test_request_ids() -> None:
     """A requestId is 1 to 64 printable ASCII characters."""
     assert request_id_fault("a b~") is None
-    assert request_id_fault(mint_request_id()) is None
+    minted = {mint_request_id() for _ in range(1000)}
+    assert len(minted) == 1000
+    assert {(uuid.UUID(each).version, uuid.UUID(each).variant) for each in minted} == {(4, uuid.RFC_4122)}
+    assert all(str(uuid.UUID(each)) == each for each in minted)
     assert "65 characters" in str(request_id_fault("x" * 65))
     assert request_id_fault("") is not None
     assert request_id_fault("a\n") is not None
