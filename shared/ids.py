@@ -73,15 +73,6 @@ def node_topic(namespace: str, node_id: str) -> str:
     return f"{namespace}-node-" + _NOT_IN_TOPIC.sub("-", node_id)
 
 
-def _random_words() -> Iterator[int]:
-    """64 random bits at a time, from the system; one call of it serves 512."""
-    while True:
-        yield from unpack("=512Q", os.urandom(4096))
-
-
-_random_64 = _random_words().__next__
-
-
 class MessageIdMint:
     """
     UUIDv7 message ids that sort by time, also within a millisecond and when the clock steps back.
