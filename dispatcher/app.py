@@ -23,7 +23,7 @@ from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
 from dispatcher.settings import DispatcherSettings
-from dispatcher.upstream import QUEUES, UpstreamTaker
+from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
 from shared.bus import open_bus
 from shared.errors import PushfleetError
@@ -32,7 +32,7 @@ from shared.logs import OncePerSecond, get_log
 from shared.registry import Registry
 from shared.store import Store
 from shared.tokens import TokenVerifier
-from shared.upstream import upstream_topic
+from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0
 _log = get_log("dispatcher")
@@ -146,7 +146,7 @@ class Dispatcher:
     async def _connect(self) -> None:
         await self._store.ping()
         if self._settings.create_topics:
-            await self._bus.ensure_topic(upstream_topic(self._settings.namespace), queues=QUEUES)
+            await self._bus.ensure_topic(upstream_topic(self._settings.namespace), queues=UPSTREAM_QUEUES)
         await self._nodes.start()
         await self._upstream.start()
 

@@ -26,7 +26,6 @@ from shared.ids import client_id_fault, is_message_id, request_id_fault
 from shared.logs import OncePerSecond, get_log
 from shared.upstream import decode_upstream, upstream_topic
 
-QUEUES = 4
 _BATCH = 64
 _MOST_BATCHES = 8
 _log = get_log("dispatcher")

@@ -40,9 +40,8 @@ from shared.logs import OncePerSecond, get_log
 from shared.registry import Lease, Registry
 from shared.settings import cannot_listen
 from shared.store import Store
-from shared.upstream import upstream_topic
+from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
-_UPSTREAM_QUEUES = 4
 _DRAIN_STEP_S = 0.05
 _NOTICE_S = 1.2  # dispatchers read the leases each second
 _SETTLE_S = 5.0
@@ -147,7 +146,7 @@ class Node:
     async def _ensure_topics(self) -> None:
         await self._bus.ensure_topic(self._topic)
         if self._settings.create_topics:
-            await self._bus.ensure_topic(self._upstream_topic, queues=_UPSTREAM_QUEUES)
+            await self._bus.ensure_topic(self._upstream_topic, queues=UPSTREAM_QUEUES)
 
     async def _keep_consuming(self) -> None:
         """Read the topic; if reading fails (somebody deleted the topic), make it again and go on."""

@@ -38,8 +38,13 @@ _AWAY = (
     ReadOnlyError,
     AuthenticationError,
     OutOfMemoryError,
-    OSError,
 )
+_AWAY_WORDS = ("MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
+
+def _is_away(error: RedisError) -> bool:
+    """Whether Redis cannot serve for now, as opposed to a command of ours that is wrong."""
+    return isinstance(error, _AWAY) or str(error).startswith(_AWAY_WORDS)
 
 
 class Script:
@@ -96,7 +101,12 @@ class Store:
                 answer = await self._call("EVALSHA", script.sha, len(keys), *keys, *args)
             except NoScriptError:
                 answer = await self._call("EVAL", script.text, len(keys), *keys, *args)
-        except _AWAY as error:
+        except RedisError as error:
+            if not _is_away(error):
+                raise
+            self.available = False
+            raise StoreUnavailable(f"Redis does not answer ({type(error).__name__}); try again") from error
+        except OSError as error:
             self.available = False
             raise StoreUnavailable(f"Redis does not answer ({type(error).__name__}); try again") from error
         self.available = True

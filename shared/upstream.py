@@ -21,6 +21,10 @@ class UpstreamSend(msgspec.Struct, frozen=True):
     msg: msgspec.Raw
 
 
+UPSTREAM_QUEUES = 4
+"""Of the topic on each broker; a client's frames keep to one of them."""
+
+
 def upstream_topic(namespace: str) -> str:
     return f"{namespace}-upstream"
 
