@@ -152,7 +152,7 @@ async def test_a_broker_that_comes_back(valkey: LocalValkey, namespace: str, tmp
     async with (
         running_rocketmq(tmp_path) as broker,
         running_cluster(valkey.url, broker.url, namespace) as cluster,
-        connected(cluster.http, f"{cluster.socket_url()}?clientId=alice&ack=1") as client,
+        connected(cluster.http, f"{cluster.socket_url()}?clientId=alice") as client,
     ):
         await client.receive()
         for number in range(10):
