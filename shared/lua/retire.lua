@@ -5,13 +5,19 @@
 -- Gives the number of messages that were there.
 local retired = 0
 for i = 1, #KEYS do
-  local bytes = redis.call('HSTRLEN', KEYS[i], ARGV[i])
-  if bytes > 0 then
-    redis.call('HDEL', KEYS[i], ARGV[i])
-    if redis.call('HINCRBY', KEYS[i], '#', -bytes) == 0 then
-      redis.call('DEL', KEYS[i])
+  local inbox, id = KEYS[i], ARGV[i]
+  if redis.call('HLEN', inbox) == 2 then -- one message and the count of bytes: what nearly all inboxes hold
+    if redis.call('HEXISTS', inbox, id) == 1 then
+      redis.call('DEL', inbox)
+      retired = retired + 1
     end
-    retired = retired + 1
+  else
+    local bytes = redis.call('HSTRLEN', inbox, id)
+    if bytes > 0 then
+      redis.call('HDEL', inbox, id)
+      redis.call('HINCRBY', inbox, '#', -bytes)
+      retired = retired + 1
+    end
   end
 end
 return retired

@@ -15,11 +15,11 @@ local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 
-local function drop_expired(inbox)
+local function drop_expired(inbox, but)
   local all = redis.call('HGETALL', inbox)
   local freed = 0
   for i = 1, #all, 2 do
-    if all[i] ~= '#' and tonumber(string.sub(all[i + 1], 17, 29)) <= now_ms then
+    if all[i] ~= '#' and all[i] ~= but and tonumber(string.sub(all[i + 1], 17, 29)) <= now_ms then
       redis.call('HDEL', inbox, all[i])
       freed = freed + #all[i + 1]
     end
@@ -28,24 +28,23 @@ local function drop_expired(inbox)
 end
 
 local function put(inbox, id, expires, order, template)
-  local before = redis.call('HGET', inbox, id)
-  if before then
-    return tonumber(string.sub(before, 1, 16)) -- a send that is tried again
-  end
   local value = string.format('%016.0f%013.0f', order, expires) .. template
+  if redis.call('HSETNX', inbox, id, value) == 0 then
+    return tonumber(string.sub(redis.call('HGET', inbox, id), 1, 16)) -- a send that is tried again
+  end
   local bytes = redis.call('HINCRBY', inbox, '#', #value)
-  local over = bytes > most_bytes or (bytes > #value and redis.call('HLEN', inbox) > most)
+  local over = bytes > most_bytes or (bytes > #value and redis.call('HLEN', inbox) - 1 > most)
   if over then
-    bytes = drop_expired(inbox)
-    over = bytes > most_bytes or redis.call('HLEN', inbox) > most
+    bytes = drop_expired(inbox, id)
+    over = bytes > most_bytes or redis.call('HLEN', inbox) - 1 > most
   end
   if over then
+    redis.call('HDEL', inbox, id)
     if redis.call('HINCRBY', inbox, '#', -#value) == 0 then
       redis.call('DEL', inbox)
     end
     return -1
   end
-  redis.call('HSET', inbox, id, value)
   if bytes == #value or redis.call('PEXPIRETIME', inbox) < expires then
     redis.call('PEXPIREAT', inbox, expires)
   end

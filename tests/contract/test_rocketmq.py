@@ -10,20 +10,20 @@ import asyncio
 import subprocess
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import orjson
 import pytest
 
-from pushfleet.local_rocketmq import Credentials, LocalRocketMQ, ServerTls
+from pushfleet.local_rocketmq import Credentials, LocalRocketMQ
 from shared.bus.port import Received, Record, SharedReader, TopicReader
 from shared.bus.rocketmq import RocketMQBus, codes
 from shared.bus.rocketmq.connection import Connection, ConnectionSettings
 from shared.errors import BusError, BusUnavailable, TopicMissing
 from shared.metrics import BUS_RECORDS_SET_ASIDE
-from tests.harness.rocketmq import fresh_topic, running_rocketmq
+from tests.harness.rocketmq import fresh_topic, running_rocketmq, self_signed
 
 DEADLINE_S = 60.0
 
@@ -362,9 +362,8 @@ async def test_broker_is_killed_and_comes_back(tmp_path: Path) -> None:
             assert sorted(firsts) == firsts
 
 
-async def until(condition: object) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that has no event, inside the caller's deadline."""
-    assert callable(condition)
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
@@ -404,12 +403,3 @@ async def refusal(rocketmq: LocalRocketMQ, topic: str, options: str) -> BaseExce
         except BusUnavailable as error:
             return error
         return None
-
-
-def self_signed(folder: Path) -> ServerTls:
-    """A certificate for this test's servers."""
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    command += ["-days", "2", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    return ServerTls(certificate, key)

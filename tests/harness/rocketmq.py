@@ -10,6 +10,7 @@ A broker takes about 6 s to start, so share.
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -55,3 +56,12 @@ def shared_rocketmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalR
 def fresh_topic(what: str = "t") -> str:
     """A topic name that no other test has."""
     return f"{what}-{uuid.uuid4().hex[:12]}"
+
+
+def self_signed(folder: Path) -> ServerTls:
+    """A certificate for servers of a test's own, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return ServerTls(certificate, key)

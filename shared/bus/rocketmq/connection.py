@@ -3,8 +3,9 @@ One connection to one name server or broker: requests pipelined, matched to thei
 
 The connection is made when it is first called and made again by the next call after it broke. While a peer does
 not take connections, calls fail at once until the (jittered, growing) pause between attempts has passed, so a
-dead peer costs its callers nothing. Frames written in one turn of the loop go out in one write. The broker's own
-requests are answered with "not supported" (unless oneway) and never touch a pending call.
+dead peer costs its callers nothing. A connection on which nothing came during a whole call's deadline is given
+up. Frames written in one turn of the loop go out in one write. The broker's own requests are answered with "not
+supported" (unless oneway) and never touch a pending call.
 """
 
 from __future__ import annotations
@@ -80,10 +81,6 @@ class Connection:
         self._next_attempt = 0.0
         self._made_before = False
         self._closed = False
-
-    @property
-    def is_open(self) -> bool:
-        return self._protocol is not None and not self._protocol.lost
 
     async def call(self, code: int, fields: dict[str, str], body: bytes = b"", deadline_s: float = CALL_S) -> Frame:
         """The response, whatever its code. Raises BusUnavailable."""
@@ -187,6 +184,7 @@ class _Protocol(asyncio.Protocol):
         "_address",
         "_buffer",
         "_flush_due",
+        "_frames",
         "_gone",
         "_loop",
         "_on_lost",
@@ -206,6 +204,7 @@ class _Protocol(asyncio.Protocol):
         self._buffer = bytearray()
         self._pending: dict[int, asyncio.Future[Frame]] = {}
         self._opaque = 0
+        self._frames = 0
         self._out: list[bytes] = []
         self._flush_due = False
         self._room: asyncio.Future[None] | None = None
@@ -223,17 +222,21 @@ class _Protocol(asyncio.Protocol):
         future: asyncio.Future[Frame] = self._loop.create_future()
         self._pending[opaque] = future
         self._write(encode_frame(code, opaque, fields, body))
-        timer = self._loop.call_later(deadline_s, self._expire, opaque)
+        timer = self._loop.call_later(deadline_s, self._expire, opaque, self._frames)
         try:
             return await future
         finally:
             timer.cancel()
             self._pending.pop(opaque, None)
 
-    def _expire(self, opaque: int) -> None:
+    def _expire(self, opaque: int, frames: int) -> None:
         future = self._pending.pop(opaque, None)
         if future is not None and not future.done():
             future.set_exception(BusUnavailable(f"{self._address} did not answer in time"))
+        if frames == self._frames:
+            # Nothing at all came since the request went out: a peer that vanished without a word looks like this,
+            # and the kernel would go on trying for a quarter of an hour.
+            self.drop("the peer is silent")
 
     async def _wait_for_room(self, deadline_s: float) -> None:
         try:
@@ -330,6 +333,7 @@ class _Protocol(asyncio.Protocol):
             del buffer[:at]
 
     def _take(self, frame: Frame) -> None:
+        self._frames += 1
         if frame.flag & RESPONSE_FLAG:
             future = self._pending.pop(frame.opaque, None)
             if future is not None and not future.done():

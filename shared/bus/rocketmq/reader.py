@@ -11,8 +11,8 @@ marks what `fetch` has handed out; a task writes marks that moved once a second 
 
 When the topic is dropped, positions mean nothing any more: the reader waits for a topic of that name and reads it
 from its beginning. That the topic is gone is believed when the name servers say so; that it was dropped and made
-anew in between shows in a queue that is shorter than what was read of it, or in a group that forgot what it was
-told. A pull that a broker holds hears of none of this, so `_watch` looks.
+anew in between shows in a queue that is shorter than what was read of it, or in a group without its offset and
+another record where the last one was read. A pull that a broker holds hears of none of this, so `_watch` looks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ _MARGIN_S = 8.0  # a broker looks at what it holds every 5 s
 _COMMIT_EVERY_S = 1.0
 _MOST_BUFFERED_BYTES = 4 * 1024 * 1024
 _PULL_MOST = 32
-_SUSPEND_AND_SUBSCRIPTION = 2 | 4  # PullSysFlag
+_SUSPEND, _SUBSCRIPTION = 2, 4  # PullSysFlag
+_READABLE = (codes.SUCCESS, codes.PULL_NOT_FOUND)
 _MOVED = (codes.PULL_OFFSET_MOVED, codes.PULL_RETRY_IMMEDIATELY)
 
 log = get_log("bus")
@@ -48,13 +49,15 @@ log = get_log("bus")
 class _Position:
     """How far one queue was read. `pulled` < 0 means: ask the broker where to go on."""
 
-    __slots__ = ("committed", "delivered", "marked", "pulled", "task")
+    __slots__ = ("committed", "committed_id", "delivered", "delivered_id", "marked", "marked_id", "pulled", "task")
 
     def __init__(self) -> None:
         self.pulled = -1
         self.delivered = -1  # behind the last record that fetch handed out
         self.marked = -1  # `delivered` at the last commit()
         self.committed = -1  # what the broker was told
+        # The ids of the records just before, where they could be decoded.
+        self.delivered_id = self.marked_id = self.committed_id = ""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -115,7 +118,7 @@ class LoneReader:
 
     def commit(self) -> None:
         for position in self._positions.values():
-            position.marked = position.delivered
+            position.marked, position.marked_id = position.delivered, position.delivered_id
 
     @property
     def is_committed(self) -> bool:
@@ -138,6 +141,7 @@ class LoneReader:
         records: list[Received] = []
         for batch in self._buffer:
             batch.position.delivered = batch.next_offset
+            batch.position.delivered_id = batch.records[-1].record_id if batch.records else ""
             records += batch.records
         self._buffer.clear()
         self._buffered_bytes = 0
@@ -195,13 +199,24 @@ class LoneReader:
 
     async def _is_of_this_topic(self, queue: Queue, position: _Position) -> bool:
         # What was read and committed before these questions are asked cannot be beyond their answers.
-        pulled, committed = position.pulled, position.committed
+        pulled, committed, record_id = position.pulled, position.committed, position.committed_id
         connection = self._connections.at(await self._address_of(queue.broker))
         place = {"topic": self._topic, "queueId": str(queue.queue_id)}
         frame = await connection.call(codes.MAX_OFFSET, place)
         if frame.code == codes.SUCCESS and _number(frame, "offset") < pulled:
             return False
-        return committed <= 0 or await self._group_offset(connection, place) > 0
+        if committed <= 0 or await self._group_offset(connection, place) > 0:
+            return True
+        # The offset went with the topic, or the broker was killed within seconds of the commit and forgot it.
+        position.committed = -1
+        return await self._still_holds(queue, committed - 1, record_id)
+
+    async def _still_holds(self, queue: Queue, offset: int, record_id: str) -> bool:
+        frame = await self._pull_once(queue, offset, most=1, flags=_SUBSCRIPTION)
+        if frame.code != codes.SUCCESS or not record_id:
+            return True
+        found = received_of(self._topic, frame.body)
+        return not found or found[0].record_id == record_id
 
     async def _forget_positions(self) -> None:
         self._reset = False
@@ -240,6 +255,11 @@ class LoneReader:
         while True:
             await self._room.wait()
             frame = await self._pull_once(queue, position.pulled)
+            if frame.code in _READABLE:
+                backoff.reset()
+                if queue.broker in self._trouble:
+                    self._trouble.discard(queue.broker)
+                    log.info("can read again", topic=self._topic, broker=queue.broker)
             if frame.code == codes.SUCCESS:
                 self._keep(queue, position, frame)
             elif frame.code in _MOVED and _next_offset(frame) != position.pulled:
@@ -247,14 +267,16 @@ class LoneReader:
             elif frame.code != codes.PULL_NOT_FOUND:
                 raise BusUnavailable(f"{queue.broker} answered {frame.code}: {frame.remark[:200]}")
 
-    async def _pull_once(self, queue: Queue, offset: int) -> Frame:
+    async def _pull_once(
+        self, queue: Queue, offset: int, *, most: int = _PULL_MOST, flags: int = _SUSPEND | _SUBSCRIPTION
+    ) -> Frame:
         fields = {
             "consumerGroup": self._topic,
             "topic": self._topic,
             "queueId": str(queue.queue_id),
             "queueOffset": str(offset),
-            "maxMsgNums": str(_PULL_MOST),
-            "sysFlag": str(_SUSPEND_AND_SUBSCRIPTION),
+            "maxMsgNums": str(most),
+            "sysFlag": str(flags),
             "commitOffset": "0",
             "suspendTimeoutMillis": str(int(_SUSPEND_S * 1000)),
             "subscription": "*",
@@ -325,6 +347,14 @@ class LoneReader:
             task = self._groups[address] = asyncio.create_task(coroutine, name=f"group {self._topic}")
         await asyncio.shield(task)
 
+    def _commit_fields(self, queue: Queue, offset: int) -> dict[str, str]:
+        return {
+            "consumerGroup": self._topic,
+            "topic": self._topic,
+            "queueId": str(queue.queue_id),
+            "commitOffset": str(offset),
+        }
+
     async def _write_marks(self) -> None:
         while True:
             await asyncio.sleep(_COMMIT_EVERY_S)
@@ -340,20 +370,14 @@ class LoneReader:
                 raise outcome
 
     async def _commit_mark(self, queue: Queue, position: _Position) -> None:
-        mark = position.marked
-        fields = {
-            "consumerGroup": self._topic,
-            "topic": self._topic,
-            "queueId": str(queue.queue_id),
-            "commitOffset": str(mark),
-        }
+        mark, record_id = position.marked, position.marked_id
         address = await self._address_of(queue.broker)
-        frame = await self._connections.at(address).call(codes.COMMIT_OFFSET, fields)
+        frame = await self._connections.at(address).call(codes.COMMIT_OFFSET, self._commit_fields(queue, mark))
         if frame.code == codes.GROUP_NOT_EXIST:
             self._reset = True
             self._look.set()
         elif frame.code == codes.SUCCESS:
-            position.committed = mark
+            position.committed, position.committed_id = mark, record_id
 
 
 def _next_offset(frame: Frame) -> int:

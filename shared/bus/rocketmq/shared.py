@@ -82,6 +82,7 @@ class PopReader:
         self._arrived = asyncio.Event()
         self._closed = False
         self._once = OncePerSecond()
+        self._trouble: set[str] = set()  # brokers that a log line said cannot be polled
 
     async def fetch(self, most: int) -> list[Received]:
         backoff = Backoff(0.05, 2.0)
@@ -151,8 +152,12 @@ class PopReader:
             elif frame.code != codes.POLLING_TIMEOUT:
                 raise BusUnavailable(f"{broker} answered {frame.code}: {frame.remark[:200]}")
             backoff.reset()
+            if broker in self._trouble:
+                self._trouble.discard(broker)
+                log.info("can poll again", topic=self._topic, broker=broker)
         except (BusUnavailable, TopicMissing, WireError) as error:
-            if self._once.due():
+            if broker not in self._trouble:
+                self._trouble.add(broker)
                 log.warning("cannot poll", topic=self._topic, broker=broker, reason=str(error))
             with contextlib.suppress(TopicMissing):
                 await self._routes.refresh_if_possible(self._topic)
