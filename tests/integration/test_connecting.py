@@ -214,3 +214,27 @@ async def test_a_node_without_redis_waits_for_it(tmp_path_factory: pytest.TempPa
                 await late.stop()
         finally:
             await node.close()
+
+
+async def test_a_node_that_never_reached_its_broker_takes_no_sockets(valkey: LocalValkey, namespace: str) -> None:
+    """/healthz says what it waits for, sockets are 503 with Retry-After, SIGTERM ends it with 0."""
+    variables = {"PUSH_REDIS_URL": valkey.url, "PUSH_BUS_URL": "rocketmq://127.0.0.1:1", "PUSH_AUTH": "off"}
+    ports = {"PUSH_NODE_PORT": "0", "PUSH_ADMIN_PORT": "0", "PUSH_NAMESPACE": namespace}
+    node = Role("gateway_node", variables | ports)
+    async with aiohttp.ClientSession() as http:
+        try:
+            await node.start()
+            waiting = await node.until_logged("waiting_for")
+            async with http.get(node.health_url) as answer:
+                assert answer.status == 503
+                assert "bus" in (await answer.json())["reason"]
+            with pytest.raises(aiohttp.WSServerHandshakeError) as error:
+                await http.ws_connect(f"ws://127.0.0.1:{node.ready['port']}/websocket?clientId=a")
+            assert await node.stop() == 0
+        finally:
+            await node.close()
+
+    assert waiting["waiting_for"] == "bus"
+    assert error.value.status == 503
+    assert error.value.headers is not None
+    assert int(error.value.headers["Retry-After"]) > 0
