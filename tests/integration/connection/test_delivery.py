@@ -161,3 +161,29 @@ async def test_beyond_the_window_the_inbox_is_read_as_acknowledgements_come(benc
             assert len(window) <= 4
             bench.delivery.ack(bench.session, [sent[number].message_id])
     assert await bench.held() == 0
+
+
+async def test_a_slice_larger_than_the_window_waits_for_acknowledgements(bench: Bench) -> None:
+    """Of ten replayed at once a client that acknowledges is sent four; one that does not, all."""
+    for number in range(10):
+        await bench.store(number)
+    bench.delivery.replay(bench.session, await bench.slice())
+    window = bench.session.window
+
+    assert window is not None
+    assert len(window) == (4 if bench.session.ack else 10)
+    assert bench.session.replaying == bench.session.ack
+
+
+async def test_late_records_of_a_long_replay_bring_nothing_twice(bench: Bench) -> None:
+    """More messages than ids are remembered: their records are known by their place in the inbox."""
+    sent = [await bench.store(number) for number in range(300)]
+    bench.delivery.replay(bench.session, await bench.slice(most=300))
+    for number in range(300):
+        assert await bench.receive() == number
+        bench.delivery.ack(bench.session, [sent[number].message_id])
+    await until(lambda: not bench.session.replaying)
+    for each in sent:
+        bench.record(each)
+    bench.record(await bench.store(300))
+    assert await bench.receive() == 300
