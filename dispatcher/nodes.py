@@ -22,7 +22,7 @@ import msgspec
 
 from dispatcher.metrics import LIVE_NODES, STALE_ROUTES_REMOVED
 from shared.errors import StoreUnavailable
-from shared.ids import node_topic
+from shared.ids import node_of_session, node_topic
 from shared.logs import OncePerSecond, get_log
 from shared.registry import Lease, Node, Registry
 from shared.store import Script, Store
@@ -84,7 +84,7 @@ class LiveNodes:
 
     def topic_of(self, session_id: str, epoch: str) -> str | None:
         """The topic of the session's node; "" when that node is dead; None when only a fresh table can tell."""
-        node_id = session_id[: session_id.find("_")]
+        node_id = node_of_session(session_id)
         known = self._table.get(node_id)
         if known is not None and known[0] == epoch:
             return known[1]
@@ -118,7 +118,7 @@ class LiveNodes:
 
     def found_dead(self, client_id: str, session_id: str, epoch: str) -> None:
         """A route whose node `topic_of` still does not know after a refresh: remember, and take it out in time."""
-        node_id = session_id[: session_id.find("_")]
+        node_id = node_of_session(session_id)
         now = time.monotonic()
         since = self._dead.setdefault((node_id, epoch), now)
         if len(self._dead) > _MOST_REMEMBERED:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway_node.settings import GatewaySettings
-from gateway_node.websocket.handshake import Request
+from gateway_node.websocket.handshake import Request, offered_subprotocols
 from shared.errors import BadRequest, Forbidden, Unauthorized
 from shared.ids import client_id_fault
 from shared.tokens import TokenVerifier
@@ -68,7 +68,7 @@ def token_of(request: Request) -> tuple[str, str | None]:
         return authorization[7:].strip(), None
     if token := request.query.get("token"):
         return token, None
-    offered = [part.strip() for part in request.headers.get("sec-websocket-protocol", "").split(",")]
+    offered = offered_subprotocols(request)
     if len(offered) == 2 and offered[0] == _SUBPROTOCOL:
         return offered[1], _SUBPROTOCOL
     return "", None

@@ -75,7 +75,7 @@ class Fanout:
                     parts = parts_of_length[len(address)] = _parts(cuts, len(address))
                 session.connection.send_now(address.join(parts))
                 session.delivered += len(cuts)
-        self.delivered += len(cuts) * len(sessions)
+                self.delivered += len(cuts)
 
 
 def _parts(cuts: Sequence[tuple[bytes, bytes]], length: int) -> tuple[bytes, ...]:

@@ -310,7 +310,6 @@ class Gateway:
             session.connection.close(CloseCode.NORMAL, "logged out")
 
     def _answer_register(self, session: Session, frame: Register) -> None:
-        session.user_name = frame.user_name
         params = {
             "openid": session.client_id,
             "userName": frame.user_name,

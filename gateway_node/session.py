@@ -42,7 +42,6 @@ class Session:
         "read_to",
         "replaying",
         "session_id",
-        "user_name",
         "want_pull",
         "window",
     )
@@ -57,7 +56,6 @@ class Session:
         self.ack = ack
         self.expires_s = expires_s
         self.device = device
-        self.user_name: str | None = None
         self.replaying = True
         self.missed = False
         self.want_pull = False

@@ -65,7 +65,7 @@ def is_node_id(value: str) -> bool:
 
 def node_of_session(session_id: str) -> str:
     """The nodeId: all before the first `_`."""
-    return session_id[: session_id.index("_")]
+    return session_id.partition("_")[0]
 
 
 def node_topic(namespace: str, node_id: str) -> str:
