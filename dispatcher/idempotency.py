@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import os
 import time
+from collections.abc import Sequence
 from enum import IntEnum
 from hashlib import blake2b
 from pathlib import Path
@@ -115,6 +116,13 @@ class Idempotency:
         await self._ends.close()
 
     async def _begin(self, asks: list[Ask]) -> list[Begun]:
+        return await self._store.split(asks, _name_of, self._begin_some)
+
+    async def _end(self, ended: list[tuple[Ask, bytes]]) -> list[None]:
+        await self._store.parts(ended, _name_of_ended, self._end_some)
+        return [None] * len(ended)
+
+    async def _begin_some(self, asks: Sequence[Ask]) -> list[Begun]:
         sent = self._store.keys.sent
         args: list[Any] = [_LIFE_MS, _CLAIM_MS]
         for ask in asks:
@@ -122,10 +130,18 @@ class Idempotency:
         answers = await self._store.run(_BEGIN, [sent(ask.caller, ask.request_id) for ask in asks], args)
         return [Begun(State(state), id_.decode(), int(at), answer) for state, id_, at, answer in answers]
 
-    async def _end(self, ended: list[tuple[Ask, bytes]]) -> list[None]:
+    async def _end_some(self, ended: Sequence[tuple[Ask, bytes]]) -> None:
         sent = self._store.keys.sent
         args: list[Any] = [_LIFE_MS]
         for ask, answer in ended:
             args += (ask.claim, answer)
         await self._store.run(_END, [sent(ask.caller, ask.request_id) for ask, _ in ended], args)
-        return [None] * len(ended)
+
+
+def _name_of(ask: Ask) -> str:
+    """What the record's key is made of."""
+    return f"{ask.caller}/{ask.request_id}"
+
+
+def _name_of_ended(ended: tuple[Ask, bytes]) -> str:
+    return _name_of(ended[0])

@@ -6,8 +6,8 @@ a node that started a moment ago. Who asks gets a table that was read after the 
 share one reading. What a reading found dead is remembered, so that routes of a node that died cost no further
 readings; such routes are taken out of Redis in the background.
 
-A node that was silent for longer than its lease may come back with the same epoch, and then registers its sessions
-again. A route is therefore taken out only when its node has lived with another epoch, or was dead for a whole lease.
+A route is taken out only with the epoch it was seen with: a node that was silent for longer than its lease comes back
+with another one and registers its sessions again.
 
 While Redis is away the last table serves for three leases.
 """
@@ -62,8 +62,8 @@ class LiveNodes:
         self._lease_s = lease_s
         self._nodes: tuple[Node, ...] = ()
         self._table: dict[str, tuple[str, str]] = {}  # nodeId -> (epoch, topic)
-        self._dead: dict[tuple[str, str], float] = {}  # (nodeId, epoch) -> since when, by time.monotonic
-        self._stale: dict[tuple[str, str], None] = {}  # (clientId, sessionId) to be taken out of routes
+        self._dead: dict[tuple[str, str], None] = {}  # (nodeId, epoch)
+        self._stale: dict[tuple[str, str, str], None] = {}  # (clientId, sessionId, epoch) to be taken out of routes
         self._read_at = float("-inf")
         self._asked = asyncio.Event()
         self._waiting: asyncio.Future[None] | None = None
@@ -118,14 +118,11 @@ class LiveNodes:
 
     def found_dead(self, client_id: str, session_id: str, epoch: str) -> None:
         """A route whose node `topic_of` still does not know after a refresh: remember, and take it out in time."""
-        node_id = node_of_session(session_id)
-        now = time.monotonic()
-        since = self._dead.setdefault((node_id, epoch), now)
+        self._dead[node_of_session(session_id), epoch] = None
         if len(self._dead) > _MOST_REMEMBERED:
             del self._dead[next(iter(self._dead))]
-        gone_for_good = node_id in self._table or now - since >= self._lease_s
-        if gone_for_good and len(self._stale) < _MOST_REMEMBERED:
-            self._stale[client_id, session_id] = None
+        if len(self._stale) < _MOST_REMEMBERED:
+            self._stale[client_id, session_id, epoch] = None
 
     async def _run(self) -> None:
         while True:

@@ -8,6 +8,7 @@ each table of nodes: without that a crowd of clients would all be sent to one no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dispatcher.nodes import LiveNodes
@@ -60,6 +61,9 @@ class Placement:
             self._sent = {node_id: sent / 2 for node_id, sent in self._sent.items() if sent > 0.5}
 
     async def _read_last(self, client_ids: list[str]) -> list[bytes | None]:
+        return await self._store.split(client_ids, str, self._read_some)
+
+    async def _read_some(self, client_ids: Sequence[str]) -> list[bytes | None]:
         last = self._store.keys.last
         answer: list[bytes | None] = await self._store.run(_LAST, [last(client_id) for client_id in client_ids], ())
         return answer

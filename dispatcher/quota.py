@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dispatcher.callers import Caller
@@ -32,9 +33,14 @@ class Quotas:
 
     async def _count(self, callers: list[Caller]) -> list[int]:
         day = time.strftime("%Y%m%d", time.gmtime())
-        names = [self._store.keys.quota(caller.id, day) for caller in callers]
-        room: list[int] = await self._store.run(_QUOTA, names, (_LIFE_S, *(caller.quota for caller in callers)))
-        return room
+        quota = self._store.keys.quota
+
+        async def count_some(some: Sequence[Caller]) -> list[int]:
+            names = [quota(caller.id, day) for caller in some]
+            room: list[int] = await self._store.run(_QUOTA, names, (_LIFE_S, *(caller.quota for caller in some)))
+            return room
+
+        return await self._store.split(callers, lambda caller: f"{caller.id}/{day}", count_some)
 
 
 def used_up(caller: Caller) -> Overloaded:

@@ -12,7 +12,6 @@ import asyncio
 import gc
 import random
 import socket
-import uuid
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -21,10 +20,12 @@ from aiohttp import web
 from gateway_node.admin import open_admin
 from gateway_node.consumer import Consumer
 from gateway_node.delivery import Delivery
+from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
@@ -70,11 +71,10 @@ class Node:
         self.node_id = settings.advertise or _own_node_id(settings.bind_host, sock)
         self._settings = settings
         self._sock = sock
-        self._epoch = uuid.uuid4().hex
         self._topic = node_topic(settings.namespace, self.node_id)
         self._store = Store(settings.redis_url, namespace=settings.namespace)
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
-        self._registry = Registry(self._store)
+        self._registry = Registry(self._store, policy=settings.session_policy)
         self._hub = Hub()
         self._fanout = Fanout(self._hub)
         self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._fanout.broadcasts)
@@ -82,15 +82,30 @@ class Node:
         self._upstream_topic = upstream
         self._upstream = Upstream(self._bus, upstream)
         self._gateway = Gateway(self.node_id, settings, self._hub, self._delivery, self._upstream, self.health)
+        self._eviction = Eviction(self._hub, self._bus, namespace=settings.namespace)
+        self._lease = LeaseKeeper(
+            self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
+        )
         self._registration = Registration(
-            self.node_id, self._epoch, self._hub, self._registry, settings, self._delivery.fall_behind
+            self.node_id,
+            lambda: self._lease.epoch,
+            self._hub,
+            self._registry,
+            settings,
+            self._delivery,
+            self._eviction,
+        )
+        self._reconcile = Reconcile(
+            self._hub,
+            self._registry,
+            self._delivery,
+            self._lease,
+            self._registration.join_again,
+            every_s=settings.reconcile_s,
         )
         self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
         self._gateway.registration = self._registration
         self._gateway.ticker = self._ticker
-        self._lease = LeaseKeeper(
-            self._registry, self.node_id, settings.lease_s, self._describe, self._registration.join_all_again
-        )
         self._gate: Gate | None = None
         self._server: Listener | None = None
         self._admin: web.AppRunner | None = None
@@ -98,6 +113,7 @@ class Node:
         self._reached_bus = False
         self._draining = False
         self._frozen_at = 0
+        self._ticked = 0.0
         self._complaint = OncePerSecond()
 
     # -- start -----------------------------------------------------------------------------------------------
@@ -152,12 +168,14 @@ class Node:
         """Read the topic; if reading fails (somebody deleted the topic), make it again and go on."""
         while True:
             try:
-                await Consumer(self._bus, self._topic, self._delivery, self._fanout).run()
+                await Consumer(self._bus, self._topic, self._lease, self._delivery, self._fanout, self._eviction).run()
             except PushfleetError as error:
                 _log.warning("consumer_stopped", reason=str(error))
             except Exception:
                 _log.exception("consumer_failed")
             await self._until_done("bus", self._ensure_topics)
+            for session in self._hub.by_id.values():
+                self._delivery.fall_behind(session)  # what was in the topic is gone; the inboxes are not
 
     async def _until_done(self, part: str, attempt: Callable[[], Awaitable[None]]) -> None:
         backoff = Backoff(0.1, 2.0)
@@ -184,22 +202,30 @@ class Node:
             return "draining"
         if not self._reached_bus:
             return "starting: waiting for Redis and the bus"
-        if not self._store.available or not self._lease.held:
+        if not self._store.available or not self._lease.alive():
             return "the registry (Redis) does not answer"
         return None
 
-    def _describe(self) -> Lease:
+    def _describe(self, epoch: str) -> Lease:
         settings = self._settings
         return Lease(
-            epoch=self._epoch,
+            epoch=epoch,
             url=settings.url or f"ws://{self.node_id}/websocket",
             connections=len(self._hub),
             weight=settings.weight,
             draining=self._draining,
         )
 
-    def _on_tick(self, now: float) -> None:
+    def _lease_lost(self, kept: bool) -> None:
+        self._registration.join_all_again(kept)
+
+    def _drain_asked(self, request: bytes) -> None:
+        """Told with each renewal of the lease."""
+
+    def _on_tick(self, now: float) -> bool:
         self._gateway.tick(now)
+        self._reconcile.tick(now - self._ticked)
+        self._ticked = now
         if self._gate is not None:
             self._gate.tick(now)
         if len(self._hub) > 1.2 * self._frozen_at + 500:
@@ -207,6 +233,7 @@ class Node:
             gc.collect(1)
             gc.freeze()
             self._frozen_at = len(self._hub)
+        return self._lease.alive()
 
     # -- stop ------------------------------------------------------------------------------------------------
 
@@ -230,7 +257,7 @@ class Node:
             if sessions and len(self._hub):
                 await asyncio.sleep(_DRAIN_STEP_S)
         await self._until_empty()
-        await self._lease.release()
+        await self._lease.release(clean=False)
         _log.info("drained", left=len(self._hub))
 
     def _reconnect_advice(self) -> str:
@@ -249,7 +276,9 @@ class Node:
             self._server.close()
         if self._gate is not None:
             self._gate.abort_unopened()
+        await self._reconcile.close()
         await self._registration.close(_SETTLE_S)
+        await self._eviction.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._delivery.close(_SETTLE_S)
         await self._upstream.close()
         for task in self._tasks:

@@ -4,7 +4,7 @@ The consumer: this node's topic -> deliveries.
 One task reads the topic, alone. A record is many deliveries, a line each; a line that is not one is counted and passed
 over, the lines around it are delivered. After a slice of lines the loop gets a turn, so that a large record holds up
 nobody's heartbeat. A record is committed once its lines are with their sessions: what a node that is killed had in
-memory lies in the inboxes.
+memory lies in the inboxes. While the node's lease is not alive nothing is delivered: see lease.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import asyncio
 import time
 
 from gateway_node.delivery import Delivery
+from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
+from gateway_node.lease import LeaseKeeper
 from gateway_node.metrics import DELIVERED, LINES
 from shared.bus import Bus, TopicReader
 from shared.logs import OncePerSecond, get_log
@@ -26,13 +28,17 @@ _log = get_log("consumer")
 class Consumer:
     """Owned by app.py, which runs `run` as a task."""
 
-    __slots__ = ("_bad", "_bus", "_complaint", "_delivery", "_expired", "_fanout", "_topic")
+    __slots__ = ("_bad", "_bus", "_complaint", "_delivery", "_eviction", "_expired", "_fanout", "_lease", "_topic")
 
-    def __init__(self, bus: Bus, topic: str, delivery: Delivery, fanout: Fanout) -> None:
+    def __init__(
+        self, bus: Bus, topic: str, lease: LeaseKeeper, delivery: Delivery, fanout: Fanout, eviction: Eviction
+    ) -> None:
         self._bus = bus
         self._topic = topic
         self._delivery = delivery
+        self._lease = lease
         self._fanout = fanout
+        self._eviction = eviction
         self._complaint = OncePerSecond()
         self._bad = 0
         self._expired = 0
@@ -57,6 +63,8 @@ class Consumer:
                 if done + len(part) > _LINES_A_TURN:
                     await asyncio.sleep(0)
                     done = 0
+                if not self._lease.alive():
+                    await self._lease.until_alive()
                 self._delivery.now = loop.time()
                 await self._deliver_lines(part)
                 done += len(part)
@@ -81,8 +89,10 @@ class Consumer:
                     for_everyone = []
                 if kind == Kind.DIRECT:
                     delivery.direct(envelope, expires_ms, order)
-                else:
+                elif kind == Kind.ONLINE:
                     delivery.online(envelope)
+                else:
+                    self._eviction.close_line(envelope)
             except ValueError:  # BadLine is one
                 self._set_aside(line)
         if for_everyone:

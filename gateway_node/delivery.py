@@ -116,6 +116,10 @@ class Delivery:
         """Send a slice of the inbox; then the session is live, or the next slice is read when there is room."""
         window = self._window(session)
         complete = inbox.held <= len(inbox.messages)
+        if session.suspended:
+            session.suspended = False
+            if complete:
+                window.keep_only({waiting.message_id.encode() for waiting in inbox.messages})
         sent = 0
         client_id = session.client_id.encode()
         for waiting in inbox.messages:
@@ -146,6 +150,30 @@ class Delivery:
         session.missed = True
         self._pull_if_ready(session)
 
+    def suspend(self, session: Session, *, resync: bool) -> None:
+        """
+        Its node's lease was lost: send nothing until `resume`.
+
+        With `resync` nothing is sent again either before the inbox was read, and of what the window holds only what is
+        there. Without it the inbox is not to be trusted: the window may hold the last copy.
+        """
+        session.replaying = session.missed = True
+        session.suspended = resync
+
+    def resume(self, session: Session) -> None:
+        """It is registered again: read the inbox, whether there is room in the window or not."""
+        session.replaying = session.missed = True
+        session.want_pull = False
+        if session.early is None:
+            self._pulls.add(session)
+
+    def lacks(self, session: Session, message_ids: Sequence[bytes]) -> bool:
+        """Whether one of these was not sent to the session, though it is live."""
+        if session.replaying or not message_ids:
+            return False
+        window = self._window(session)
+        return not all(window.knows(message_id) for message_id in message_ids)
+
     # -- time ------------------------------------------------------------------------------------------------
 
     def resend_due(self) -> None:
@@ -154,7 +182,7 @@ class Delivery:
         resent = 0
         for session in list(self._unacked):
             window = session.window
-            if window is None or window.next_due > self.now:
+            if window is None or window.next_due > self.now or session.suspended:
                 continue
             for envelope in window.due(self.now, now_ms, self._ack_timeout_s):
                 self._write(session, text_frame(envelope))

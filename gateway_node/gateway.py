@@ -35,6 +35,7 @@ from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint, mint_request_id
 from shared.inbox import Slice
 from shared.logs import get_log
+from shared.registry import Joined
 from shared.upstream import UpstreamSend
 
 _PATHS = ("/websocket", "/ws")
@@ -174,7 +175,7 @@ class Gateway:
         session: Session,
         subprotocol: str | None,
         register: Register | None,
-        joined: asyncio.Future[list[Slice]],
+        joined: asyncio.Future[list[Joined]],
     ) -> None:
         if session.session_id not in self._hub.by_id or joined.cancelled():
             self.registration.leave(session)  # the client went away while it was being registered
@@ -189,7 +190,9 @@ class Gateway:
             self._hub.remove(session)  # it was refused or went away meanwhile
             self.registration.leave(session)
             return
-        self._welcome(session, joined.result()[0], register)
+        (answer,) = joined.result()
+        self._welcome(session, answer.inbox, register)
+        self.registration.replaced(answer)
 
     def _welcome(self, session: Session, inbox: Slice, register: Register | None) -> None:
         self._hub.registered += 1

@@ -11,6 +11,7 @@ LINES = Counter("push_node_lines_total", "Lines of records, by what became of th
 DELIVERED = Counter("push_node_delivered_total", "Envelopes written to sessions")
 RESENT = Counter("push_node_resent_total", "Envelopes written again because no acknowledgement came")
 REPLAYED = Counter("push_node_replayed_total", "Envelopes that came from an inbox")
+RECONCILED = Counter("push_node_reconciled_total", "Sessions that the sweep found wanting, by what", ["what"])
 RETIRED = Counter("push_node_retired_total", "Messages taken out of inboxes")
 CLIENT_FRAMES = Counter("push_node_client_frames_total", "Frames from clients, by kind", ["kind"])
 BACKLOG_LET_GO = Counter("push_node_backlog_let_go_total", "Items let go because a backlog was full", ["backlog"])

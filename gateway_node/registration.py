@@ -3,7 +3,8 @@ Registration: sessions into and out of the registry, in batches.
 
 Thousands of clients come at once when a node dies; while one call to Redis is in flight the next batch gathers. A
 removal is done in the end, also when Redis is away meanwhile. When this node's lease was lost (a long pause, a Redis
-that came back empty) every session is registered again.
+that was away or came back empty) every session is suspended and registered again, under the new epoch; one whose place
+a newer session has taken ends.
 """
 
 from __future__ import annotations
@@ -12,47 +13,74 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from gateway_node.backlog import Backlog
+from gateway_node.delivery import Delivery
+from gateway_node.eviction import Eviction
 from gateway_node.hub import Hub
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from shared.batching import Batcher
-from shared.inbox import Slice
-from shared.registry import Registry
+from shared.registry import Joined, Joining, Registry
+
+_MOST_WAITING = 20_000
 
 
 class Registration:
-    """`fell_behind` is called with each session that was registered again and has messages in its inbox."""
+    """`epoch` gives the one that the node's lease has now."""
 
-    __slots__ = ("_again", "_epoch", "_fell_behind", "_hub", "_join", "_leave", "_node_id", "_registry", "_settings")
+    __slots__ = (
+        "_again",
+        "_delivery",
+        "_epoch",
+        "_eviction",
+        "_hub",
+        "_join",
+        "_leave",
+        "_node_id",
+        "_registry",
+        "_settings",
+    )
 
     def __init__(
         self,
         node_id: str,
-        epoch: str,
+        epoch: Callable[[], str],
         hub: Hub,
         registry: Registry,
         settings: GatewaySettings,
-        fell_behind: Callable[[Session], None],
+        delivery: Delivery,
+        eviction: Eviction,
     ) -> None:
         self._node_id = node_id
         self._epoch = epoch
         self._hub = hub
         self._registry = registry
         self._settings = settings
-        self._fell_behind = fell_behind
-        self._join: Batcher[Session, Slice] = Batcher("register", self._register, most=128)
-        self._leave: Backlog[tuple[str, str]] = Backlog("unregister", self._registry.unregister)
+        self._delivery = delivery
+        self._eviction = eviction
+        self._join: Batcher[Session, Joined] = Batcher("register", self._register, most=128, most_waiting=_MOST_WAITING)
+        self._leave: Backlog[tuple[str, str, str]] = Backlog("unregister", self._registry.unregister)
         self._again: Backlog[Session] = Backlog("register_again", self._register_again)
 
-    def join(self, session: Session) -> asyncio.Future[list[Slice]]:
+    def join(self, session: Session) -> asyncio.Future[list[Joined]]:
         """A future of the session's first slice of its inbox. Raises (or carries) Overloaded and StoreUnavailable."""
         return self._join.submit((session,))
 
     def leave(self, session: Session) -> None:
-        self._leave.add((session.client_id, session.session_id.decode()))
+        self._leave.add((session.client_id, session.session_id.decode(), ""))
 
-    def join_all_again(self) -> None:
+    def replaced(self, joined: Joined) -> None:
+        """A session is registered: end those whose place it took."""
+        if joined.replaced:
+            self._eviction.replaced(session_id for session_id, _ in joined.replaced)
+
+    def join_again(self, session: Session) -> None:
+        """It is to be registered once more, as one that was before."""
+        self._again.add(session)
+
+    def join_all_again(self, kept: bool) -> None:
+        """`kept`: Redis still has what it held, so what is not in an inbox was acknowledged."""
         for session in self._hub.by_id.values():
+            self._delivery.suspend(session, resync=kept)
             self._again.add(session)
 
     async def close(self, within_s: float) -> None:
@@ -60,24 +88,34 @@ class Registration:
         await self._join.close()
         await self._leave.close(within_s)
 
-    async def _register(self, sessions: list[Session]) -> Sequence[Slice]:
-        return await self._call(sessions, self._settings.window_messages)
+    async def _register(self, sessions: list[Session]) -> Sequence[Joined]:
+        epoch = self._epoch()
+        joined = await self._call(sessions, epoch, self._settings.window_messages, again=False)
+        if epoch != self._epoch():  # the lease was lost meanwhile; the first slice is good all the same
+            for session in sessions:
+                self._again.add(session)
+        return joined
 
     async def _register_again(self, sessions: list[Session]) -> None:
         open_ones = [session for session in sessions if session.session_id in self._hub.by_id]
         if not open_ones:
             return
-        for session, inbox in zip(open_ones, await self._call(open_ones, 0), strict=True):
+        answers = await self._call(open_ones, self._epoch(), 0, again=True)
+        for session, joined in zip(open_ones, answers, strict=True):
             if session.session_id not in self._hub.by_id:
                 self.leave(session)
-            elif inbox.held:
-                self._fell_behind(session)
+            elif joined.outdated:
+                self._eviction.end_replaced(session)
+            else:
+                self.replaced(joined)
+                self._delivery.resume(session)
 
-    async def _call(self, sessions: list[Session], most: int) -> list[Slice]:
+    async def _call(self, sessions: list[Session], epoch: str, most: int, *, again: bool) -> Sequence[Joined]:
         return await self._registry.register(
             self._node_id,
-            self._epoch,
-            [(session.client_id, session.session_id.decode()) for session in sessions],
+            epoch,
+            [Joining(session.client_id, session.session_id.decode(), session.device) for session in sessions],
             most=most,
             most_bytes=self._settings.window_bytes,
+            again=again,
         )

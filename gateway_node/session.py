@@ -8,6 +8,9 @@ A session: one registered connection of a client. Pure state; what happens to it
 While a session is not live, records for it are passed over: their messages lie in the inbox, and `missed` says that the
 inbox has to be read once more before the session is live. So a client gets its messages in the inbox's order. `read_to`
 is the place up to which the inbox was read for this session: a record at or before it brings nothing new.
+
+A session is *suspended* when its node's lease was lost, until it is registered again and its inbox was read: nothing is
+sent to it, not even again, since its client may be elsewhere and may have acknowledged there what the window holds.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Session:
         "read_to",
         "replaying",
         "session_id",
+        "suspended",
         "want_pull",
         "window",
     )
@@ -59,6 +63,7 @@ class Session:
         self.replaying = True
         self.missed = False
         self.want_pull = False
+        self.suspended = False
         self.read_to = 0
         self.early: list[bytes] | None = None
         self.window: Window | Written | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared.ids import is_node_id
-from shared.settings import RoleSettings, port_number, seconds, setting, whole
+from shared.settings import RoleSettings, one_of, port_number, seconds, setting, whole
 
 
 def _node_id(text: str) -> str:
@@ -21,12 +21,6 @@ def _origins(text: str) -> tuple[str, ...]:
         if "://" not in pattern or pattern.endswith("/"):
             raise ValueError("expected origins like https://app.example.com,https://*.example.com")
     return patterns
-
-
-def _session_policy(text: str) -> str:
-    if text != "multi":
-        raise ValueError("expected multi (device and client are not available yet)")
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,12 @@ class GatewaySettings(RoleSettings):
     allowed_origins: tuple[str, ...] = setting(
         "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", _origins
     )
-    session_policy: str = setting("PUSH_SESSION_POLICY", "multi", "multi: any number of sessions", _session_policy)
+    session_policy: str = setting(
+        "PUSH_SESSION_POLICY",
+        "multi",
+        "multi: any number of sessions a client; device: one a device; client: one",
+        one_of("multi", "device", "client"),
+    )
     weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
     max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))
@@ -60,6 +59,9 @@ class GatewaySettings(RoleSettings):
     )
     handshake_timeout_s: float = setting(
         "PUSH_HANDSHAKE_TIMEOUT", 10.0, "seconds a connection has until it is a session", seconds(0.1, 600)
+    )
+    reconcile_s: float = setting(
+        "PUSH_RECONCILE_SECONDS", 30.0, "seconds in which each session's inbox is swept once", seconds(0.1, 3600)
     )
     bad_frames: int = setting("PUSH_BAD_FRAMES", 30, "bad frames a minute that a session may send", whole(1))
     drain_s: float = setting("PUSH_DRAIN_SECONDS", 10.0, "seconds over which a drain closes sessions", seconds(0, 3600))

@@ -25,12 +25,17 @@ _log = get_log("ticker")
 
 
 class Ticker:
-    """Owned by app.py, which runs `run` as a task. `on_tick` is called with the loop's time at each tick."""
+    """
+    Owned by app.py, which runs `run` as a task.
+
+    `on_tick` is called with the loop's time at each tick; what it gives is whether the node may send again what was not
+    acknowledged.
+    """
 
     __slots__ = ("_delivery", "_hub", "_on_tick", "_quiet_s", "_tick", "_tick_s", "_timeout_s", "_wheel")
 
     def __init__(
-        self, hub: Hub, delivery: Delivery, settings: GatewaySettings, on_tick: Callable[[float], None]
+        self, hub: Hub, delivery: Delivery, settings: GatewaySettings, on_tick: Callable[[float], bool]
     ) -> None:
         self._hub = hub
         self._delivery = delivery
@@ -55,8 +60,8 @@ class Ticker:
             self._tick += 1
             await asyncio.sleep(max(0.0, start + self._tick * self._tick_s - loop.time()))
             try:
-                self._on_tick(loop.time())
-                self._delivery.resend_due()
+                if self._on_tick(loop.time()):
+                    self._delivery.resend_due()
                 self._look_at_due(loop.time())
             except Exception:
                 _log.exception("tick_failed")

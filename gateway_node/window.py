@@ -113,6 +113,9 @@ class Written:
         self.bytes = 0
         return ids
 
+    def keep_only(self, message_ids: set[bytes]) -> None:
+        """Nothing of it is ever sent again."""
+
     def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
         return []
 
@@ -171,6 +174,11 @@ class Window:
         self.bytes -= len(unacked.envelope)
         self.remember(message_id)
         return True
+
+    def keep_only(self, message_ids: set[bytes]) -> None:
+        """Let go of all others: they were acknowledged elsewhere."""
+        for message_id in [message_id for message_id in self._unacked if message_id not in message_ids]:
+            self.ack(message_id)
 
     def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
         """Envelopes to send again now; each gets its next time-out. Expired ones leave the window."""

@@ -170,7 +170,7 @@ class LocalValkey:
         try:
             with open(self._data_dir / "valkey.log", "wb") as log:
                 process = subprocess.Popen(
-                    [program, *self._arguments()],
+                    [program, *self.arguments()],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -194,7 +194,8 @@ class LocalValkey:
             raise LocalValkeyError(f"{self._data_dir} is in use by another Valkey; stop process {pid} first") from None
         return lock
 
-    def _arguments(self) -> list[str]:
+    def arguments(self) -> list[str]:
+        """The command line behind the program; a subclass may have more to say."""
         options = {
             "bind": _HOST,
             "port": str(self._port),

@@ -102,6 +102,10 @@ def _target(answer: list[Any]) -> Target:
     return Target(_NOT_STORED[place], 0, sessions)
 
 
+def _client_of(item: tuple[str, object]) -> str:
+    return item[0]
+
+
 class Inbox:
     """Inboxes in Redis. Each call takes a batch; all raise StoreUnavailable."""
 
@@ -114,6 +118,23 @@ class Inbox:
 
     async def store(self, targets: Sequence[tuple[str, StoredMessage]]) -> list[Target]:
         """Store a message for each (clientId, message), then read the client's route, in one step."""
+        return await self._store.split(targets, _client_of, self._store_some)
+
+    async def read(self, client_ids: Sequence[str], *, most: int, most_bytes: int) -> list[Slice]:
+        """The oldest messages of each client's inbox."""
+        inbox = self._store.keys.inbox
+
+        async def read_some(some: Sequence[str]) -> list[Slice]:
+            names = [inbox(client_id) for client_id in some]
+            return [read_slice(answer) for answer in await self._store.run(_READ, names, (most, most_bytes))]
+
+        return await self._store.split(client_ids, str, read_some)
+
+    async def retire(self, messages: Sequence[tuple[str, str | bytes]]) -> int:
+        """Take out messages (clientId, messageId); how many of them were there."""
+        return sum(await self._store.parts(messages, _client_of, self._retire_some))
+
+    async def _store_some(self, targets: Sequence[tuple[str, StoredMessage]]) -> list[Target]:
         inbox_and_route = self._store.keys.inbox_and_route
         names: list[str] = []
         messages: list[bytes | str | int] = []
@@ -129,13 +150,7 @@ class Inbox:
         args = (self._most_messages, self._most_bytes, len(places), *messages, *which)
         return [_target(answer) for answer in await self._store.run(_STORE, names, args)]
 
-    async def read(self, client_ids: Sequence[str], *, most: int, most_bytes: int) -> list[Slice]:
-        """The oldest messages of each client's inbox."""
-        names = [self._store.keys.inbox(client_id) for client_id in client_ids]
-        return [read_slice(answer) for answer in await self._store.run(_READ, names, (most, most_bytes))]
-
-    async def retire(self, messages: Sequence[tuple[str, str | bytes]]) -> int:
-        """Take out messages (clientId, messageId); how many of them were there."""
+    async def _retire_some(self, messages: Sequence[tuple[str, str | bytes]]) -> int:
         inbox = self._store.keys.inbox
         retired: int = await self._store.run(
             _RETIRE,

@@ -7,8 +7,14 @@ on a single server it stays one call.
 | `{ns}:{{p}}:route:<clientId>`       | hash   | sessionId -> the epoch of its node                             |
 | `{ns}:{{p}}:inbox:<clientId>`       | hash   | messageId -> order, expiry, template; `#` -> bytes held         |
 | `{ns}:{{p}}:last:<clientId>`        | string | the node the client was on last                                |
+| `{ns}:{{p}}:device:<clientId>`      | hash   | device -> sessionId, with PUSH_SESSION_POLICY=device            |
+| `{ns}:{{p}}:at:<nodeId>`            | set    | sessionIds on the node: an index for who cleans up behind it    |
 | `{ns}:{{nodes}}:ids`                | set    | nodeIds that hold or held a lease                              |
 | `{ns}:{{nodes}}:lease:<nodeId>`     | string | JSON: epoch, url, connections, weight, draining; expires       |
+| `{ns}:{{nodes}}:starts`             | zset   | `<nodeId> <epoch>` -> when its lease ends (epoch ms)            |
+| `{ns}:{{nodes}}:burial:<nodeId>`    | string | a janitor cleans up: the node's lease cannot be taken; expires |
+| `{ns}:{{nodes}}:drain:<nodeId>`     | string | a request to drain, JSON                                       |
+| `{ns}:{{nodes}}:store`              | string | a word that is there for as long as Redis keeps its data        |
 | `{ns}:{{p}}:sent:<caller>/<reqId>`  | hash   | idempotency: the first send of this requestId, and its answer  |
 | `{ns}:{{p}}:quota:<caller>/<day>`   | string | sends of a caller on a day (UTC)                               |
 """
@@ -20,10 +26,28 @@ from zlib import crc32
 PARTITIONS = 64
 
 
+def partition_of(name: str) -> int:
+    """Of a clientId, or of another name that keys are made of."""
+    return crc32(name.encode()) % PARTITIONS
+
+
 class Keys:
     """The keys of one namespace."""
 
-    __slots__ = ("_inbox", "_last", "_lease", "_quota", "_route", "_sent", "node_ids")
+    __slots__ = (
+        "_at",
+        "_device",
+        "_inbox",
+        "_last",
+        "_lease",
+        "_nodes",
+        "_quota",
+        "_route",
+        "_sent",
+        "node_ids",
+        "starts",
+        "store_id",
+    )
 
     def __init__(self, namespace: str) -> None:
         tags = [f"{namespace}:{{{n}}}:" for n in range(PARTITIONS)]
@@ -32,8 +56,13 @@ class Keys:
         self._last = [f"{tag}last:" for tag in tags]
         self._sent = [f"{tag}sent:" for tag in tags]
         self._quota = [f"{tag}quota:" for tag in tags]
-        self._lease = f"{namespace}:{{nodes}}:lease:"
-        self.node_ids = f"{namespace}:{{nodes}}:ids"
+        self._device = [f"{tag}device:" for tag in tags]
+        self._at = [f"{tag}at:" for tag in tags]
+        self._nodes = nodes = f"{namespace}:{{nodes}}:"
+        self._lease = f"{nodes}lease:"
+        self.node_ids = f"{nodes}ids"
+        self.starts = f"{nodes}starts"
+        self.store_id = f"{nodes}store"
 
     def route(self, client_id: str) -> str:
         return self._route[crc32(client_id.encode()) % PARTITIONS] + client_id
@@ -45,6 +74,16 @@ class Keys:
         """Both at the price of one hash: the dispatcher wants them for each target."""
         partition = crc32(client_id.encode()) % PARTITIONS
         return self._inbox[partition] + client_id, self._route[partition] + client_id
+
+    def session(self, client_id: str) -> tuple[str, str, str, str]:
+        """Route, inbox, last and device."""
+        partition = crc32(client_id.encode()) % PARTITIONS
+        return (
+            self._route[partition] + client_id,
+            self._inbox[partition] + client_id,
+            self._last[partition] + client_id,
+            self._device[partition] + client_id,
+        )
 
     def last(self, client_id: str) -> str:
         return self._last[crc32(client_id.encode()) % PARTITIONS] + client_id
@@ -60,3 +99,13 @@ class Keys:
 
     def lease(self, node_id: str) -> str:
         return self._lease + node_id
+
+    def burial(self, node_id: str) -> str:
+        return f"{self._nodes}burial:{node_id}"
+
+    def drain(self, node_id: str) -> str:
+        return f"{self._nodes}drain:{node_id}"
+
+    def at(self, partition: int, node_id: str) -> str:
+        """The index of a node's sessions in one partition."""
+        return self._at[partition] + node_id

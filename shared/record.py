@@ -8,6 +8,7 @@ The body of a node-topic record: NDJSON, one delivery a line. Pure.
 | direct   | whole, for one session            | delivers it; it lies in the client's inbox until acknowledged |
 | online   | whole, for one session            | delivers it; nothing is stored (`durable:false`)              |
 | everyone | a template                        | fills it for each session of the node                         |
+| close    | sessionId, code, reason           | closes that session                                           |
 
 `expires` is in epoch ms; a line that comes later is passed over. `order` is the message's place in the client's inbox
 (0: none), so that a session which has read the inbox up to some place knows what it has already. The header has a fixed
@@ -25,7 +26,7 @@ import orjson
 _EXPIRES = slice(11, 24)
 _ORDER = slice(34, 50)
 _KIND_AT = 60  # the first letter of the kind
-_ENVELOPE_AT = {0x64: 79, 0x6F: 79, 0x65: 81}  # by that letter: d(irect), o(nline), e(veryone)
+_ENVELOPE_AT = {0x64: 79, 0x6F: 79, 0x65: 81, 0x63: 78}  # by that letter: d(irect), o(nline), e(veryone), c(lose)
 
 
 class Kind(IntEnum):
@@ -34,6 +35,7 @@ class Kind(IntEnum):
     DIRECT = 0x64
     ONLINE = 0x6F
     EVERYONE = 0x65
+    CLOSE = 0x63
 
 
 class BadLine(ValueError):

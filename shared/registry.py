@@ -1,16 +1,23 @@
 """
 The registry: which nodes live, and which session of a client is where.
 
-A node holds a *lease* in Redis that it renews; when it stops, the lease expires. Each start of a node has an *epoch*
-of its own. A *route* says that a session is on a node of an epoch; it counts only while that node has a live lease
-with the same epoch, so a node that died takes its routes with it without anybody removing them.
+A node holds a *lease* in Redis that it renews; when it stops, the lease expires. Each time a node takes its lease, at
+its start and when the lease was lost, it has a new *epoch*. A *route* says that a session is on a node of an epoch; it
+counts only while that node has a live lease with the same epoch, so a node that died takes its routes with it without
+anybody removing them, and a node that was cut off owns nothing until it has registered its sessions again.
+
+Lua files in `lua/` hold the layout. Whatever takes something away compares first: a session is removed by its
+sessionId, which is never used again, and by who is not its node only with the epoch it was seen with; a lease only by
+its epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,8 +27,10 @@ from shared.store import Script, Store
 _LUA = Path(__file__).parent / "lua"
 _REGISTER = Script(_LUA / "register.lua", SLICE)
 _UNREGISTER = Script(_LUA / "unregister.lua")
+_CHECK = Script(_LUA / "check.lua")
 _RENEW = Script(_LUA / "renew.lua")
 _RELEASE = Script(_LUA / "release.lua")
+_EMPTY = Slice(0, ())
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -42,45 +51,157 @@ class Node:
     lease: Lease
 
 
+class Held(IntEnum):
+    """How a renewal went."""
+
+    YES = 1
+    LOST = 0
+    BURIAL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """
+    `drain` is the request to drain (JSON), b"" without one. `store_id` stays for as long as Redis keeps its data.
+    """
+
+    held: Held
+    drain: bytes
+    store_id: bytes
+
+
+class Joining(msgspec.Struct, frozen=True):
+    """A session to be registered."""
+
+    client_id: str
+    session_id: str
+    device: str = ""
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """
+    A session that was registered: its inbox, and the sessions it replaced as (sessionId, epoch).
+
+    `outdated`: it was to be registered again, and a newer session has taken its place; nothing was done.
+    """
+
+    inbox: Slice
+    replaced: tuple[tuple[str, str], ...] = ()
+    outdated: bool = False
+
+
+def _client_of(item: tuple[str, object]) -> str:
+    return item[0]
+
+
+def _joined(answer: list[Any]) -> Joined:
+    inbox, others = answer
+    if inbox == -1:
+        return Joined(_EMPTY, outdated=True)
+    if not others:
+        return Joined(read_slice(inbox))
+    replaced = tuple((others[i].decode(), others[i + 1].decode()) for i in range(0, len(others), 2))
+    return Joined(read_slice(inbox), replaced)
+
+
 class Registry:
-    """Leases and routes in Redis. Each call takes a batch; all raise StoreUnavailable."""
+    """Leases and routes in Redis. Calls for clients take a batch; all raise StoreUnavailable."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_policy", "_store")
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, policy: str = "multi") -> None:
+        """`policy`: which older sessions a new one replaces; multi (none), device, client."""
         self._store = store
+        self._policy = policy
 
-    async def renew(self, node_id: str, lease: Lease, *, life_s: float) -> bool:
-        """Renew or take the lease. False when this epoch did not hold it until now."""
+    # -- leases ----------------------------------------------------------------------------------------------
+
+    async def renew(self, node_id: str, lease: Lease, *, life_s: float) -> Renewal:
+        """Renew the lease, if its epoch holds it."""
+        return await self._renew(node_id, lease, life_s, take=False)
+
+    async def take(self, node_id: str, lease: Lease, *, life_s: float) -> Renewal:
+        """Take the lease, also from a predecessor; not while a janitor cleans up behind one."""
+        return await self._renew(node_id, lease, life_s, take=True)
+
+    async def release(self, node_id: str, epoch: str, *, clean: bool) -> None:
+        """
+        Give the lease back; nobody is sent to this node from now on.
+
+        `clean`: neither routes nor a topic are left, so a janitor has nothing to do.
+        """
         keys = self._store.keys
-        held = await self._store.run(
-            _RENEW,
-            (keys.lease(node_id), keys.node_ids),
-            (node_id, lease.epoch, int(life_s * 1000), msgspec.json.encode(lease)),
+        names = (keys.lease(node_id), keys.node_ids, keys.starts, keys.drain(node_id))
+        await self._store.run(_RELEASE, names, (node_id, epoch, int(clean)))
+
+    async def _renew(self, node_id: str, lease: Lease, life_s: float, *, take: bool) -> Renewal:
+        keys = self._store.keys
+        names = (
+            *(keys.lease(node_id), keys.node_ids, keys.starts),
+            *(keys.burial(node_id), keys.drain(node_id), keys.store_id),
         )
-        return bool(held)
+        args = (node_id, lease.epoch, int(life_s * 1000), msgspec.json.encode(lease), int(take))
+        held, drain, store_id = await self._store.run(_RENEW, names, args)
+        return Renewal(Held(held), drain, store_id)
 
-    async def release(self, node_id: str, epoch: str) -> None:
-        """Give the lease back; nobody is sent to this node from now on."""
-        keys = self._store.keys
-        await self._store.run(_RELEASE, (keys.lease(node_id), keys.node_ids), (node_id, epoch))
+    # -- sessions --------------------------------------------------------------------------------------------
 
     async def register(
-        self, node_id: str, epoch: str, sessions: Sequence[tuple[str, str]], *, most: int, most_bytes: int
-    ) -> list[Slice]:
-        """Register sessions (clientId, sessionId) and read their inboxes, in one step."""
-        keys = self._store.keys
-        names: list[str] = []
-        for client_id, _ in sessions:
-            inbox, route = keys.inbox_and_route(client_id)
-            names += (route, inbox, keys.last(client_id))
-        args = (node_id, epoch, most, most_bytes, *(session_id for _, session_id in sessions))
-        return [read_slice(answer) for answer in await self._store.run(_REGISTER, names, args)]
+        self,
+        node_id: str,
+        epoch: str,
+        sessions: Sequence[Joining],
+        *,
+        most: int,
+        most_bytes: int,
+        again: bool = False,
+    ) -> Sequence[Joined]:
+        """Register sessions and read their inboxes, in one step. `again`: they were registered before."""
+        head = (node_id, epoch, most, most_bytes, self._policy, int(again))
 
-    async def unregister(self, sessions: Sequence[tuple[str, str]]) -> None:
-        """Remove sessions (clientId, sessionId) from their clients' routes."""
-        await self._store.run(
-            _UNREGISTER,
-            [self._store.keys.route(client_id) for client_id, _ in sessions],
-            [session_id for _, session_id in sessions],
-        )
+        async def register_some(some: Sequence[Joining]) -> list[Joined]:
+            names: list[str] = []
+            args: list[str | int] = [*head]
+            for session in some:
+                names += self._store.keys.session(session.client_id)
+                args += (session.session_id, session.device)
+            return [_joined(answer) for answer in await self._store.run(_REGISTER, names, args)]
+
+        return await self._store.split(sessions, lambda session: session.client_id, register_some)
+
+    async def unregister(self, sessions: Sequence[tuple[str, str, str]]) -> int:
+        """
+        Remove sessions (clientId, sessionId, epoch) from their clients' routes; how many were there.
+
+        Only where they are still those of the epoch; "" is for the session's own node, which need not tell.
+        """
+        return sum(await self._store.split(sessions, lambda session: session[0], self._unregister_some))
+
+    async def check(
+        self, epoch: str, sessions: Sequence[tuple[str, str]], *, grace_s: float
+    ) -> Sequence[list[bytes] | None]:
+        """
+        For each session (clientId, sessionId) the messageIds in its inbox older than `grace_s`.
+
+        None: it is not registered with this epoch.
+        """
+
+        async def check_some(some: Sequence[tuple[str, str]]) -> list[list[bytes] | None]:
+            names: list[str] = []
+            for client_id, _ in some:
+                route, inbox, _, _ = self._store.keys.session(client_id)
+                names += (route, inbox)
+            args = (epoch, int(grace_s * 1000), *(session_id for _, session_id in some))
+            return [None if answer == -1 else answer for answer in await self._store.run(_CHECK, names, args)]
+
+        return await self._store.split(sessions, _client_of, check_some)
+
+    async def _unregister_some(self, sessions: Sequence[tuple[str, str, str]]) -> list[int]:
+        names: list[str] = []
+        args: list[str] = []
+        for client_id, session_id, epoch in sessions:
+            route, _, _, device = self._store.keys.session(client_id)
+            names += (route, device)
+            args += (session_id, epoch)
+        removed: list[int] = await self._store.run(_UNREGISTER, names, args)
+        return removed

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
+from shared.redis_url import EXPECTED, read_redis_url
+
 Settings = TypeVar("Settings")
 
 
@@ -123,18 +125,16 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def redis_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme == "redis+cluster":
-        raise ValueError("Redis Cluster is not supported yet; expected redis://host:6379/0 or rediss://host:6379/0")
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-        raise ValueError("expected redis://host:6379/0 or rediss://host:6379/0")
+    read_redis_url(text)
     return text
 
 
 def bus_url(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme not in ("rocketmq", "redis", "rediss") or not parts.netloc:
-        raise ValueError("expected rocketmq://host:9876[,host:9876] or redis://host:6379/0")
+    if parts.scheme.startswith("redis"):
+        return redis_url(text)
+    if parts.scheme != "rocketmq" or not parts.netloc:
+        raise ValueError(f"expected rocketmq://host:9876[,host:9876], {EXPECTED}")
     return text
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("pushfleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pushfleet")
 
-pytest_plugins = ["tests.harness.rocketmq", "tests.harness.valkey"]
+pytest_plugins = ["tests.harness.rocketmq", "tests.harness.valkey", "tests.harness.valkey_sites"]
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], AbstractEventLoop]]:

@@ -1,13 +1,75 @@
 -- Register sessions, then read their inboxes. In one script: see store.lua.
 --
--- KEYS  per session: route, inbox, last
--- ARGV  nodeId, epoch, most messages and most bytes of a slice; per session: sessionId
--- Gives per session its slice (slice.lua).
+-- KEYS  per session: route, inbox, last, device
+-- ARGV  nodeId, epoch, most messages and most bytes of a slice, policy (multi, device, client), again (0, 1); per
+--       session: sessionId, device
+-- Gives per session a list: its slice (slice.lua), and the sessions it replaced: sessionId, epoch, ...; or instead of the
+-- slice -1 when it was to be registered again and a newer session has taken its place.
+--
+-- A session that comes anew replaces what the policy has it replace. One that is registered again (its node was cut off
+-- from Redis) yields to a newer one: the stamp at the end of a sessionId tells which is newer.
+local node_id, epoch, most, most_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local policy, again = ARGV[5], ARGV[6] == '1'
 local now = now_ms()
+
+local function stamp(session_id)
+  return string.sub(session_id, -17)
+end
+
+-- The sessions that stand where `session_id` wants to: sessionId, epoch, ...
+local function rivals(route, device_key, session_id, device)
+  local all = {}
+  if policy == 'client' then
+    all = redis.call('HGETALL', route)
+  elseif policy == 'device' then
+    local other = redis.call('HGET', device_key, device)
+    local held = other and redis.call('HGET', route, other)
+    if held then
+      all = { other, held }
+    end
+  end
+  local others = {}
+  for i = 1, #all, 2 do
+    if all[i] ~= session_id then
+      others[#others + 1] = all[i]
+      others[#others + 1] = all[i + 1]
+    end
+  end
+  return others
+end
+
+local function yields(session_id, others)
+  for i = 1, #others, 2 do
+    if stamp(others[i]) > stamp(session_id) then
+      return true
+    end
+  end
+  return false
+end
+
+local function register(route, inbox, last, device_key, session_id, device)
+  local replaced = rivals(route, device_key, session_id, device)
+  if again and yields(session_id, replaced) then
+    redis.call('HDEL', route, session_id)
+    return { -1, {} }
+  end
+  local index = string.match(route, '^[^}]*}:') .. 'at:'
+  for i = 1, #replaced, 2 do
+    redis.call('HDEL', route, replaced[i])
+    redis.call('SREM', index .. string.match(replaced[i], '^[^_]*'), replaced[i])
+  end
+  redis.call('HSET', route, session_id, epoch)
+  redis.call('SADD', index .. node_id, session_id)
+  redis.call('SET', last, node_id, 'EX', 604800)
+  if policy == 'device' then
+    redis.call('HSET', device_key, device, session_id)
+  end
+  return { slice(inbox, most, most_bytes, now), replaced }
+end
+
 local answers = {}
-for i = 1, #KEYS / 3 do
-  redis.call('HSET', KEYS[3 * i - 2], ARGV[4 + i], ARGV[2])
-  redis.call('SET', KEYS[3 * i], ARGV[1], 'EX', 604800)
-  answers[i] = slice(KEYS[3 * i - 1], tonumber(ARGV[3]), tonumber(ARGV[4]), now)
+for i = 1, #KEYS / 4 do
+  local k = 4 * i
+  answers[i] = register(KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[5 + 2 * i], ARGV[6 + 2 * i])
 end
 return answers

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pushfleet.local_valkey import LocalValkey
 from shared.errors import StoreUnavailable
 from shared.inbox import Inbox, Stored, StoredMessage, Target
-from shared.registry import Lease, Registry
+from shared.registry import Joining, Registry
 from shared.store import Store
 
 HOUR_MS = 3_600_000
@@ -33,17 +33,26 @@ def message(number: int, *, template: bytes = b"{}", life_ms: int = HOUR_MS) -> 
     return StoredMessage(f"{number:032x}", int(time.time() * 1000) + life_ms, template)
 
 
+@pytest.fixture(params=["valkey", "valkey_cluster"], ids=["single", "cluster"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """One server, then a Redis Cluster."""
+    url: str = request.getfixturevalue(request.param).url
+    return url
+
+
 @pytest.fixture
-async def store(valkey: LocalValkey, namespace: str) -> AsyncIterator[Store]:
-    store = Store(valkey.url, namespace=namespace)
+async def store(store_url: str, namespace: str) -> AsyncIterator[Store]:
+    store = Store(store_url, namespace=namespace)
     yield store
     await store.close()
 
 
 async def register(store: Store, client_id: str, session_id: str, epoch: str = EPOCH, *, most: int = 100) -> list[str]:
     """The messageIds that the session reads."""
-    (part,) = await Registry(store).register(NODE, epoch, [(client_id, session_id)], most=most, most_bytes=1 << 20)
-    return [waiting.message_id for waiting in part.messages]
+    (part,) = await Registry(store).register(
+        NODE, epoch, [Joining(client_id, session_id)], most=most, most_bytes=1 << 20
+    )
+    return [waiting.message_id for waiting in part.inbox.messages]
 
 
 async def read(store: Store, client_id: str, *, most: int = 100, most_bytes: int = 1 << 20) -> tuple[int, list[str]]:
@@ -210,50 +219,12 @@ async def test_retiring_removes_a_message_once(store: Store) -> None:
     assert 0 == await store.redis.exists(store.keys.inbox("a"), store.keys.inbox("b"))
 
 
-# -- registry ------------------------------------------------------------------------------------------------------
+# -- the server -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_lease_belongs_to_an_epoch(store: Store) -> None:
-    """Renewing says whether this epoch held it until now; releasing is for its holder alone."""
-    registry = Registry(store)
-    lease, other = Lease(epoch="e1", url="ws://n/websocket"), Lease(epoch="e2", url="")
-    assert not await registry.renew(NODE, lease, life_s=60)
-    assert await registry.renew(NODE, lease, life_s=60)
-    assert not await registry.renew(NODE, other, life_s=60)
-    await registry.release(NODE, "e1")
-    assert await registry.renew(NODE, other, life_s=60)
-    await registry.release(NODE, "e2")
-    assert 0 == await store.redis.exists(store.keys.lease(NODE))
-    assert not await registry.renew(NODE, other, life_s=60)
-
-
-async def test_a_lease_ends_unless_it_is_renewed(store: Store) -> None:
-    """Its life is what was asked for, anew with each renewal."""
-    registry = Registry(store)
-    for life_s in (10, 60):
-        await registry.renew(NODE, Lease(epoch="e1", url=""), life_s=life_s)
-        left_ms = await store.redis.pttl(store.keys.lease(NODE))
-        assert (life_s - 5) * 1000 < left_ms <= life_s * 1000
-
-
-async def test_unregistering_removes_that_session_alone(store: Store) -> None:
-    """A client's other session stays in the route."""
-    await register(store, "a", "s1")
-    await register(store, "a", "s2")
-    await Registry(store).unregister([("a", "s1"), ("a", "never"), ("b", "s2")])
-    (target,) = await Inbox(store).store([("a", StoredMessage("0" * 32, 0, b""))])
-    assert (("s2", EPOCH),) == target.sessions
-
-
-async def test_registering_remembers_the_last_node(store: Store) -> None:
-    """For placement, a week long."""
-    await register(store, "a", "s1")
-    assert NODE.encode() == await store.redis.get(store.keys.last("a"))
-
-
-async def test_namespaces_do_not_meet(valkey: LocalValkey, store: Store, namespace: str) -> None:
+async def test_namespaces_do_not_meet(store_url: str, store: Store, namespace: str) -> None:
     """Several clusters may share one server."""
-    other = Store(valkey.url, namespace=f"{namespace}-b")
+    other = Store(store_url, namespace=f"{namespace}-b")
     await Inbox(store).store([("a", message(1))])
     assert (0, []) == await read(other, "a")
     await other.close()
@@ -379,7 +350,7 @@ class Inboxes(RuleBasedStateMachine):
         self.runner.close()
 
 
-def test_inboxes_agree_with_a_model(valkey: LocalValkey) -> None:
+def test_inboxes_agree_with_a_model(store_url: str) -> None:
     """Whatever is stored, retired and read, in any order: held messages, their order and the byte counter are right."""
-    machine = type("InboxesHere", (Inboxes,), {"url": valkey.url})
+    machine = type("InboxesHere", (Inboxes,), {"url": store_url})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None))

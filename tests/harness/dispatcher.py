@@ -24,7 +24,7 @@ from shared.bus import Bus, Record, TopicReader, open_bus
 from shared.ids import SessionIdMint, node_topic
 from shared.inbox import Inbox
 from shared.record import Kind, decode_line, split_lines
-from shared.registry import Lease, Registry
+from shared.registry import Joining, Lease, Registry
 from shared.store import Store
 from shared.upstream import UpstreamSend, encode_upstream, upstream_topic
 
@@ -141,10 +141,10 @@ class FakeNode:
 
     async def lease(self, *, life_s: float = 600, **fields: Any) -> None:
         lease = Lease(**{"epoch": self.epoch, "url": f"ws://{self.node_id}/websocket", **fields})
-        await self._site.registry.renew(self.node_id, lease, life_s=life_s)
+        await self._site.registry.take(self.node_id, lease, life_s=life_s)
 
     async def release(self) -> None:
-        await self._site.registry.release(self.node_id, self.epoch)
+        await self._site.registry.release(self.node_id, self.epoch, clean=True)
 
     async def listen(self) -> None:
         await self._site.bus.ensure_topic(self.topic)
@@ -154,7 +154,8 @@ class FakeNode:
     async def connect(self, client_id: str) -> str:
         """A session of this client; gives its sessionId."""
         session_id = self._mint.mint(client_id, int(time.time() * 1000))
-        await self._site.registry.register(self.node_id, self.epoch, [(client_id, session_id)], most=1, most_bytes=1)
+        joining = [Joining(client_id, session_id)]
+        await self._site.registry.register(self.node_id, self.epoch, joining, most=1, most_bytes=1)
         return session_id
 
     async def lines_of(self, message_id: str, count: int = 1) -> list[Delivery]:
