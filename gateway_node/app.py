@@ -122,7 +122,7 @@ class Node:
         """Open the ports and start what brings the node up; returns at once."""
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._gateway.now = self._delivery.now = loop.time()
+        self._gateway.now = self._delivery.now = self._ticked = loop.time()
         limits = Limits(
             max_message=settings.max_frame,
             max_outbox_bytes=settings.max_outbox,

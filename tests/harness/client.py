@@ -88,6 +88,12 @@ class Client:
             await asyncio.shield(self._reading)
         return self.socket.close_code or 0
 
+    def abort(self) -> None:
+        """Cut TCP without a close frame."""
+        transport = self.socket.get_extra_info("transport")
+        if transport is not None:
+            transport.abort()
+
     async def close(self) -> None:
         await self.socket.close()
         async with asyncio.timeout(DEADLINE_S):

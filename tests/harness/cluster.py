@@ -87,6 +87,14 @@ class Role:
         """SIGKILL: no drain, no goodbye."""
         await self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """SIGSTOP: it keeps its connections and does nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
     async def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
         assert self._reading is not None

@@ -187,3 +187,64 @@ async def test_late_records_of_a_long_replay_bring_nothing_twice(bench: Bench) -
         bench.record(each)
     bench.record(await bench.store(300))
     assert await bench.receive() == 300
+
+
+async def test_a_suspended_session_is_sent_nothing_and_lets_go_of_what_was_acknowledged_elsewhere(bench: Bench) -> None:
+    """Its node's lease was lost: no resend, no record; then the inbox alone says what it still has to get."""
+    delivery, session = bench.delivery, bench.session
+    delivery.replay(session, await bench.slice())
+    sent = [await bench.store(number) for number in range(2)]
+    for each in sent:
+        bench.record(each)
+    assert [await bench.receive() for _ in sent] == [0, 1]
+    delivery.suspend(session, resync=True)
+    late = await bench.store(2)
+    bench.record(late)
+    delivery.now += 3600
+    delivery.resend_due()
+    await bench.inbox.retire([(CLIENT, sent[0].message_id)])  # acknowledged on another session
+    delivery.resume(session)
+    assert await bench.receive() == 2
+    delivery.now += 3600
+    delivery.resend_due()
+    if session.ack:
+        assert [await bench.receive(), await bench.receive()] == [1, 2]
+    after = await bench.store(3)
+    delivery.ack(session, [sent[1].message_id, late.message_id])
+    bench.record(after)
+    assert await bench.receive() == 3
+
+
+async def test_a_session_of_a_store_that_lost_its_data_keeps_its_window(bench: Bench) -> None:
+    """Redis came back empty: what was sent and not acknowledged is in the window alone, and is sent again."""
+    delivery, session = bench.delivery, bench.session
+    delivery.replay(session, await bench.slice())
+    only_copy = await bench.store(0)
+    bench.record(only_copy)
+    assert await bench.receive() == 0
+    await bench.inbox.retire([(CLIENT, only_copy.message_id)])
+    delivery.suspend(session, resync=False)
+    delivery.resume(session)
+    await until(lambda: not session.replaying)
+    delivery.now += 3600
+    delivery.resend_due()
+    if session.ack:
+        assert await bench.receive() == 0
+    bench.record(await bench.store(1))
+    assert await bench.receive() == 1
+
+
+async def test_the_sweep_lacks_only_what_was_not_sent(bench: Bench) -> None:
+    """Not what waits for its acknowledgement or was acknowledged just now; nothing while the inbox is being read."""
+    delivery, session = bench.delivery, bench.session
+    assert not delivery.lacks(session, [b"0" * 32])
+    delivery.replay(session, await bench.slice())
+    sent = [await bench.store(number) for number in range(3)]
+    for each in sent[:2]:
+        bench.record(each)
+    delivery.ack(session, [sent[0].message_id])
+    assert not delivery.lacks(session, [each.message_id.encode() for each in sent[:2]])
+    assert delivery.lacks(session, [each.message_id.encode() for each in sent])
+    delivery.fall_behind(session)
+    if session.ack:
+        assert [await bench.receive() for _ in sent] == [0, 1, 2]
