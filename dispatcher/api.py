@@ -26,7 +26,9 @@ from shared.tokens import TokenVerifier
 
 
 class Api:
-    """The endpoints. `health` says why the dispatcher can not serve, "" when it can."""
+    """
+    The endpoints. `health` says why the dispatcher can not serve, "" when it can; `degraded` what is amiss even so.
+    """
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Api:
         tokens: TokenVerifier | None,
         tally: Tally,
         health: Callable[[], str],
+        degraded: Callable[[], str],
     ) -> None:
         self._push = push
         self._placement = placement
@@ -46,6 +49,7 @@ class Api:
         self._tokens = tokens
         self._tally = tally
         self._health = health
+        self._degraded = degraded
         self.started = False
         self.http = HttpPort(self._endpoints(), tally)
 
@@ -175,9 +179,11 @@ class Api:
                 raise Forbidden("this token is another client's", field="clientId") from None
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
-        reason = self._health()
-        status = {"status": "unavailable", "reason": reason} if reason else {"status": "ok"}
-        return web.json_response(status, status=503 if reason else 200)
+        if reason := self._health():
+            return web.json_response({"status": "unavailable", "reason": reason}, status=503)
+        if reason := self._degraded():
+            return web.json_response({"status": "degraded", "reason": reason})
+        return web.json_response({"status": "ok"})
 
     async def _metrics(self, _: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

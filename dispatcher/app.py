@@ -18,6 +18,7 @@ from dispatcher.callers import Callers, load_keys
 from dispatcher.idempotency import Idempotency
 from dispatcher.metrics import Tally
 from dispatcher.nodes import LiveNodes
+from dispatcher.outbox import Outbox
 from dispatcher.placement import Placement
 from dispatcher.publisher import Publisher
 from dispatcher.push import Push
@@ -59,7 +60,9 @@ class Dispatcher:
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
         self._nodes = LiveNodes(self._store, Registry(self._store), namespace=namespace, lease_s=settings.lease_s)
         self._tally = Tally()
-        self._push = Push(self._store, inbox, self._nodes, Publisher(self._bus), Idempotency(self._store), self._tally)
+        self._outbox = Outbox(self._store, most_bytes=settings.outbox_bytes)
+        self._publisher = Publisher(self._bus, self._outbox)
+        self._push = Push(self._store, inbox, self._nodes, self._publisher, Idempotency(self._store), self._tally)
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
@@ -71,6 +74,7 @@ class Dispatcher:
             tokens=TokenVerifier(settings.jwt_secret) if settings.jwt_secret else None,
             tally=self._tally,
             health=self.health,
+            degraded=self.degraded,
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"
@@ -96,9 +100,15 @@ class Dispatcher:
             return self._missing
         if not self._store.available:
             return "Redis does not answer"
-        if not self._bus.connected:
-            return "the bus does not answer"
+        if self._outbox.full:
+            return "the bus does not answer and the outbox is full"
         return ""
+
+    def degraded(self) -> str:
+        """What is amiss while sends are taken all the same."""
+        if not self._bus.connected:
+            return "the bus does not answer; sends wait in the outbox"
+        return "sends wait in the outbox for their turn" if self._outbox.in_use else ""
 
     async def close(self) -> None:
         """Take no more, finish what was accepted, close."""
@@ -114,6 +124,7 @@ class Dispatcher:
                 await self._placement.close()
         except TimeoutError:
             _log.warning("sends_given_up")
+        await self._outbox.close()
         await self._nodes.close()
         await self._bus.close()
         await self._store.close()
@@ -148,6 +159,7 @@ class Dispatcher:
         if self._settings.create_topics:
             await self._bus.ensure_topic(upstream_topic(self._settings.namespace), queues=UPSTREAM_QUEUES)
         await self._nodes.start()
+        self._outbox.start(self._publisher.to_bus)
         await self._upstream.start()
 
     def _warn(self) -> None:

@@ -19,6 +19,10 @@ LIVE_NODES = Gauge("push_live_nodes", "Nodes with a live lease")
 STALE_ROUTES_REMOVED = Counter("push_stale_routes_removed_total", "Routes of dead nodes that were taken out of Redis")
 NODE_TOPICS_MISSING = Counter("push_node_topics_missing_total", "Publishes to a node whose topic is gone")
 UPSTREAM = Counter("push_upstream_total", "Clients' frames taken from the upstream topic, by outcome", ["outcome"])
+OUTBOX_ENTRIES = Gauge("push_outbox_entries", "Publishes that wait in Redis for the bus")
+OUTBOX_BYTES = Gauge("push_outbox_bytes", "Bytes of publishes that wait in Redis for the bus")
+OUTBOX_PUBLISHED = Counter("push_outbox_published_total", "Lines published from the outbox")
+OUTBOX_DROPPED = Counter("push_outbox_dropped_total", "Lines in the outbox that could not be published", ["reason"])
 
 _BOUNDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 

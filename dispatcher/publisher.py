@@ -4,6 +4,8 @@ The publisher: lines of deliveries in, records on node topics out.
 Each topic has a *lane* while there is something for it: one publish is in flight, and what comes meanwhile goes out
 with the next one, joined into NDJSON records of at most 256 KB. A line goes to the queue that its target hashes to, so
 what is sent to one target stays in order. Lanes that have nothing left are dropped. What waits is bounded in bytes.
+
+While the bus is away, and until what waited for it is published, lines go to the outbox instead (outbox.py).
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections import deque
 from collections.abc import Sequence
 from zlib import crc32
 
+from dispatcher.outbox import Line, Outbox
 from shared.bus.port import Bus, Record
-from shared.errors import BodyTooLarge, Overloaded
+from shared.errors import BodyTooLarge, BusUnavailable, Overloaded
 from shared.metrics import BATCH_SIZE, BATCH_WAITING
 from shared.record import join_lines
 
@@ -22,17 +25,15 @@ _RECORD_BYTES = 256_000
 _PUBLISH_BYTES = 1_000_000
 _MOST_WAITING_BYTES = 256 << 20
 
-Line = tuple[str, bytes]
-"""The target, which chooses the queue ("": the first), and the line."""
-
 
 class Publisher:
-    """Publishes lines to node topics over `bus`."""
+    """Publishes lines to node topics over `bus`, or puts them into the outbox."""
 
-    __slots__ = ("_bus", "_lanes", "_most_line_bytes", "_waiting")
+    __slots__ = ("_bus", "_lanes", "_most_line_bytes", "_outbox", "_waiting")
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, outbox: Outbox) -> None:
         self._bus = bus
+        self._outbox = outbox
         self._lanes: dict[str, _Lane] = {}
         self._most_line_bytes = bus.max_record_bytes
         self._waiting = 0
@@ -61,18 +62,27 @@ class Publisher:
         while self._lanes:
             await asyncio.wait([lane.task for lane in self._lanes.values()])
 
-    async def publish(self, topic: str, jobs: list[_Job]) -> None:
-        """Raises TopicMissing, BusUnavailable."""
+    async def publish(self, topic: str, lines: Sequence[Line]) -> None:
+        """Raises TopicMissing, RecordTooLarge; with the bus away OutboxFull, StoreUnavailable."""
+        outbox, away = self._outbox, not self._bus.connected
+        if (outbox.in_use or away) and await outbox.add(topic, lines, force=away):
+            return
+        try:
+            await self.to_bus(topic, lines)
+        except BusUnavailable:
+            await outbox.add(topic, lines, force=True)
+
+    async def to_bus(self, topic: str, lines: Sequence[Line]) -> None:
+        """Past the outbox. Raises TopicMissing, RecordTooLarge, BusUnavailable."""
         queues = await self._bus.queue_count(topic)
         if queues == 1:
-            records = [Record(body) for body in _bodies([line for job in jobs for _, line in job.lines])]
+            records = [Record(body) for body in _bodies([line for _, line in lines])]
         else:
             by_queue: dict[int, list[bytes]] = {}
-            for job in jobs:
-                for target, line in job.lines:
-                    queue = crc32(target.encode()) % queues if target else 0
-                    by_queue.setdefault(queue, []).append(line)
-            records = [Record(body, queue=queue) for queue, lines in by_queue.items() for body in _bodies(lines)]
+            for target, line in lines:
+                queue = crc32(target.encode()) % queues if target else 0
+                by_queue.setdefault(queue, []).append(line)
+            records = [Record(body, queue=queue) for queue, some in by_queue.items() for body in _bodies(some)]
         await self._bus.publish(topic, records)
 
     def taken(self, size: int, count: int) -> None:
@@ -124,7 +134,8 @@ class _Lane:
 
     async def _publish(self, jobs: list[_Job]) -> None:
         try:
-            await self._publisher.publish(self._topic, jobs)
+            lines = jobs[0].lines if len(jobs) == 1 else [line for job in jobs for line in job.lines]
+            await self._publisher.publish(self._topic, lines)
         except Exception as error:
             for job in jobs:
                 if not job.done.done():

@@ -17,7 +17,8 @@ All sends of a call go through each step together, and each step batches with wh
 | the same requestId, at work elsewhere           | its answer once it is there; 503 after 5 s                    |
 | the same requestId, another body                | 409                                                           |
 | Redis does not answer                           | 503; what was stored is delivered, a retry has the same id    |
-| the bus does not answer                         | 503; durable messages are stored all the same                 |
+| the bus does not answer                         | 200; the lines wait in the outbox (outbox.py)                 |
+| the bus does not answer, and the outbox is full | 503; durable messages are stored all the same                 |
 | too much under way                              | 429; nothing of the send was taken                            |
 
 "A retry has the same id" holds for sends with a requestId: the messageId of the first try stays with it.
@@ -33,7 +34,8 @@ from dispatcher.idempotency import Ask, Begun, Idempotency, State, fingerprint
 from dispatcher.metrics import NODE_TOPICS_MISSING, Tally
 from dispatcher.nodes import LiveNodes
 from dispatcher.order import Order
-from dispatcher.publisher import Line, Publisher
+from dispatcher.outbox import Line
+from dispatcher.publisher import Publisher
 from shared.batching import Batcher
 from shared.errors import Conflict, Overloaded, PushfleetError, StoreUnavailable, TopicMissing
 from shared.inbox import Inbox, Stored, StoredMessage, Target

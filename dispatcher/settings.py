@@ -25,6 +25,10 @@ class DispatcherSettings(RoleSettings):
     inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
     inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
 
+    outbox_bytes: int = setting(
+        "PUSH_OUTBOX_BYTES", 64 << 20, "bytes of sends that may wait in Redis while the bus is away", whole(1024)
+    )
+
     @property
     def bind_host(self) -> str:
         return self.http_host or self.default_host

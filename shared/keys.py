@@ -15,6 +15,8 @@ on a single server it stays one call.
 | `{ns}:{{nodes}}:burial:<nodeId>`    | string | a janitor cleans up: the node's lease cannot be taken; expires |
 | `{ns}:{{nodes}}:drain:<nodeId>`     | string | a request to drain, JSON                                       |
 | `{ns}:{{nodes}}:store`              | string | a word that is there for as long as Redis keeps its data        |
+| `{ns}:{{nodes}}:outbox`             | stream | topic, lines: what waits for the bus; `outbox-bytes`: its size  |
+| `{ns}:{{nodes}}:lock:<name>`        | string | the token of who holds it; expires; `fence:<name>`: the last    |
 | `{ns}:{{p}}:sent:<caller>/<reqId>`  | hash   | idempotency: the first send of this requestId, and its answer  |
 | `{ns}:{{p}}:quota:<caller>/<day>`   | string | sends of a caller on a day (UTC)                               |
 """
@@ -105,6 +107,15 @@ class Keys:
 
     def drain(self, node_id: str) -> str:
         return f"{self._nodes}drain:{node_id}"
+
+    def lock(self, name: str) -> tuple[str, str]:
+        """The lock, and the counter of its tokens."""
+        return f"{self._nodes}lock:{name}", f"{self._nodes}fence:{name}"
+
+    @property
+    def outbox(self) -> tuple[str, str]:
+        """The stream, and its bytes."""
+        return f"{self._nodes}outbox", f"{self._nodes}outbox-bytes"
 
     def at(self, partition: int, node_id: str) -> str:
         """The index of a node's sessions in one partition."""

@@ -9,6 +9,7 @@ from zlib import crc32
 import pytest
 
 from dispatcher.nodes import LiveNodes
+from dispatcher.outbox import Outbox
 from dispatcher.publisher import Publisher
 from pushfleet.local_valkey import LocalValkey
 from shared.errors import BodyTooLarge, StoreUnavailable, TopicMissing
@@ -35,7 +36,7 @@ async def bodies_of(site: Site, topic: str, lines: int) -> list[bytes]:
 
 async def test_lines_that_come_meanwhile_share_a_record(site: Site) -> None:
     """What is submitted while a publish is in flight goes out together, in order."""
-    publisher = Publisher(site.bus)
+    publisher = Publisher(site.bus, Outbox(site.store, most_bytes=1 << 20))
     await site.bus.ensure_topic("t")
     done = [publisher.submit("t", [("a", b"line %d" % n)]) for n in range(500)]
     await asyncio.gather(*done)
@@ -46,7 +47,7 @@ async def test_lines_that_come_meanwhile_share_a_record(site: Site) -> None:
 
 async def test_records_are_cut_to_size(site: Site) -> None:
     """At most 256 KB, except for a line that is longer by itself."""
-    publisher = Publisher(site.bus)
+    publisher = Publisher(site.bus, Outbox(site.store, most_bytes=1 << 20))
     await site.bus.ensure_topic("t")
     sizes = [100_000, 100_000, 100_000, 300_000, 10, 255_990]
     await publisher.submit("t", [("a", b"x" * size) for size in sizes])
@@ -55,7 +56,7 @@ async def test_records_are_cut_to_size(site: Site) -> None:
 
 async def test_a_line_over_the_bus_limit_is_refused(site: Site) -> None:
     """At once, and without harm to others."""
-    publisher = Publisher(site.bus)
+    publisher = Publisher(site.bus, Outbox(site.store, most_bytes=1 << 20))
     await site.bus.ensure_topic("t")
     with pytest.raises(BodyTooLarge):
         publisher.submit("t", [("a", b"x" * (site.bus.max_record_bytes + 1))])
@@ -65,7 +66,7 @@ async def test_a_line_over_the_bus_limit_is_refused(site: Site) -> None:
 
 async def test_a_target_keeps_to_one_queue(site: Site) -> None:
     """The queue is the target's hash, so its lines stay in order whatever the others do."""
-    publisher = Publisher(site.bus)
+    publisher = Publisher(site.bus, Outbox(site.store, most_bytes=1 << 20))
     await site.bus.ensure_topic("t", queues=3)
     lines = [(f"c{n % 7}", b"c%d %d" % (n % 7, n)) for n in range(70)]
     await asyncio.gather(*(publisher.submit("t", [line]) for line in lines))
@@ -80,7 +81,7 @@ async def test_a_target_keeps_to_one_queue(site: Site) -> None:
 
 async def test_a_missing_topic_spoils_no_other(site: Site) -> None:
     """TopicMissing for its own lines; the lanes are gone when nothing is left."""
-    publisher = Publisher(site.bus)
+    publisher = Publisher(site.bus, Outbox(site.store, most_bytes=1 << 20))
     await site.bus.ensure_topic("t")
     good, bad = publisher.submit("t", [("a", b"good")]), publisher.submit("nowhere", [("a", b"bad")])
     with pytest.raises(TopicMissing):

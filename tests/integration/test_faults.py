@@ -18,7 +18,6 @@ from shared.bus import open_bus
 from shared.errors import TopicMissing
 from tests.harness.client import Client, connected
 from tests.harness.cluster import Cluster, running_cluster
-from tests.harness.rocketmq import running_rocketmq
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -145,32 +144,6 @@ async def test_sessions_outlive_redis(
     assert refused.status == 503
     assert int(refused.headers["Retry-After"]) > 0
     assert refused.body["success"] is False
-
-
-async def test_a_broker_that_comes_back(valkey: LocalValkey, namespace: str, tmp_path: Path) -> None:
-    """kill -9 of the broker: sends are 503 and sessions stay; after its restart pushes flow, and none is twice."""
-    async with (
-        running_rocketmq(tmp_path) as broker,
-        running_cluster(valkey.url, broker.url, namespace) as cluster,
-        connected(cluster.http, f"{cluster.socket_url()}?clientId=alice") as client,
-    ):
-        await client.receive()
-        for number in range(10):
-            await cluster.send("alice", number)
-        broker.kill()
-        body = {"to": "alice", "msg": "in the dark", "requestId": "until-in the dark"}
-        refused = await cluster.post("/message/send", body)
-        async with connected(cluster.http, f"{cluster.socket_url()}?clientId=late") as late:
-            assert (await late.receive())["msgType"] == 0  # the inbox replays, so a node keeps taking sockets
-        await broker.restart()
-        await until_sent(cluster, "alice", "in the dark")
-        await until_sent(cluster, "alice", "light")
-        await client.until(lambda: any(message["msg"] == "light" for message in client.business))
-        ids = [message["messageId"] for message in client.business]
-
-    assert refused.status == 503
-    assert [message["msg"] for message in client.business] == [*range(10), "in the dark", "light"]
-    assert len(set(ids)) == len(ids)
 
 
 async def test_sigterm_drains(valkey: LocalValkey, shared_rocketmq: LocalRocketMQ, namespace: str) -> None:

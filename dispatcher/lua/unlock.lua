@@ -1,0 +1,8 @@
+-- Give a lock back, if it is still held with this token.
+--
+-- KEYS  lock
+-- ARGV  token
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('DEL', KEYS[1])
+end
+return 0
