@@ -1,6 +1,7 @@
 """
-The bus adapters under the contract, each on a real server.
+Redis and the bus adapters under the contract, each on a real server.
 
+    store_url, store   Redis as one server, then as a cluster; clustered_store as a cluster alone
     bus, another_bus   the adapter on the server of the run; `another_bus` is as another process would be
     topic              a topic name of this test's own; nothing is created
     breakable_bus      the adapter on a server of the module's own
@@ -17,7 +18,9 @@ import pytest
 from pushfleet.local_rocketmq import LocalRocketMQ
 from pushfleet.local_valkey import LocalValkey
 from shared.bus import Bus, open_bus
+from shared.store import Store
 from tests.harness.valkey import run_apart
+from tests.harness.valkey_sites import ValkeyCluster
 
 ADAPTERS = ("streams", "rocketmq")
 
@@ -31,6 +34,26 @@ class Breakable(Protocol):
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     async def restart(self) -> None: ...
+
+
+@pytest.fixture(params=["valkey", "valkey_cluster"], ids=["single", "cluster"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(request.param).url
+    return url
+
+
+@pytest.fixture
+async def store(store_url: str, namespace: str) -> AsyncIterator[Store]:
+    store = Store(store_url, namespace=namespace)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def clustered_store(valkey_cluster: ValkeyCluster, namespace: str) -> AsyncIterator[Store]:
+    store = Store(valkey_cluster.url, namespace=namespace)
+    yield store
+    await store.close()
 
 
 @pytest.fixture(params=ADAPTERS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,20 +31,6 @@ NODE = "10.0.0.1:9000"
 
 def message(number: int, *, template: bytes = b"{}", life_ms: int = HOUR_MS) -> StoredMessage:
     return StoredMessage(f"{number:032x}", int(time.time() * 1000) + life_ms, template)
-
-
-@pytest.fixture(params=["valkey", "valkey_cluster"], ids=["single", "cluster"])
-def store_url(request: pytest.FixtureRequest) -> str:
-    """One server, then a Redis Cluster."""
-    url: str = request.getfixturevalue(request.param).url
-    return url
-
-
-@pytest.fixture
-async def store(store_url: str, namespace: str) -> AsyncIterator[Store]:
-    store = Store(store_url, namespace=namespace)
-    yield store
-    await store.close()
 
 
 async def register(store: Store, client_id: str, session_id: str, epoch: str = EPOCH, *, most: int = 100) -> list[str]:

@@ -15,8 +15,9 @@ from redis.crc import key_slot
 from pushfleet.local_valkey import LocalValkey
 from shared.bus import Bus, Record, TopicReader, open_bus
 from shared.bus.streams import StreamsBus
-from shared.bus.streams.link import Link, Site, call
+from shared.bus.streams.link import Link, call
 from shared.bus.streams.scripts import SWEEP, marker_key
+from shared.bus.streams.site import Site
 from shared.errors import BusUnavailable, TopicMissing
 from shared.metrics import BUS_RECORDS_SET_ASIDE
 from tests.harness.bus import DEADLINE_S, bodies_of, now_ms, numbered, read, records_of, take

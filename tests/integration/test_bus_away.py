@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.lock import Lock
-from dispatcher.outbox import Outbox
 from pushfleet.local_rocketmq import LocalRocketMQ
 from pushfleet.local_valkey import LocalValkey
 from shared.store import Store
@@ -119,50 +117,3 @@ async def restart(broker: LocalRocketMQ, **options: str) -> None:
     broker.kill()
     broker.broker_options = options
     await broker.restart()
-
-
-# -- the lock --------------------------------------------------------------------------------------------------------
-
-
-async def test_a_lock_has_one_holder_and_tokens_count_up(valkey: LocalValkey, namespace: str) -> None:
-    """It is kept, given back, and lost when its time has run out."""
-    store = Store(valkey.url, namespace=namespace)
-    one, other = Lock(store, "work", life_s=60), Lock(store, "work", life_s=60)
-    assert (True, False, True) == (await one.hold(), await other.hold(), await one.hold())
-    first = one.token
-    await one.release()
-    assert await other.hold()
-    assert other.token > first
-    await one.release()  # not its own
-    assert await other.hold()
-    await store.redis.delete(other.key)  # its time has run out
-    assert await one.hold()
-    assert (False, 0) == (await other.hold(), other.token)
-    await store.close()
-
-
-async def test_who_lost_the_lock_takes_nothing_out_of_the_outbox(valkey: LocalValkey, namespace: str) -> None:
-    """It was stopped between publishing and taking out: the entries stay for the next holder."""
-    store = Store(valkey.url, namespace=namespace)
-    outbox, rival = Outbox(store, most_bytes=1 << 20), Lock(store, "outbox", life_s=60)
-    published: list[bytes] = []
-    robbed = asyncio.Event()
-
-    async def publish(topic: str, lines: object) -> None:
-        published.append(topic.encode())
-        if len(published) == 1:
-            await store.redis.delete(rival.key)
-            assert await rival.hold()
-            robbed.set()
-
-    assert await outbox.add("t", [("a", b"line")], force=True)
-    outbox.start(publish)
-    async with asyncio.timeout(20):
-        await robbed.wait()
-    await asyncio.sleep(0.2)  # long enough for it to take out what it must not
-    assert 1 == await store.redis.xlen(store.keys.outbox[0])
-    await rival.release()
-    await until_outbox_is_empty(store)
-    await outbox.close()
-    await store.close()
-    assert 2 == len(published)
