@@ -54,6 +54,9 @@ integration: $(READY) jars ## real processes, Valkey and RocketMQ
 conformance: $(READY) ## WebSocket conformance
 	$(PYTEST) tests/conformance $(ARGS)
 
+chaos: $(READY) jars ## random faults for 20 minutes, nothing lost (ARGS='--minutes 5 --seed 7'); docs/chaos.md has the method
+	$(BIN)/python -m tests.chaos.run $(ARGS)
+
 bench: $(READY) ## measure everything that is promised (ARGS='latency --quick'); bench/README.md has the method
 	$(BIN)/python -m bench.run $(ARGS)
 
@@ -87,4 +90,4 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --editable '.[embedded]' --group dev
 	@touch $@
 
-.PHONY: help run rocketmq test lint types fmt unit contract integration conformance bench jars clean
+.PHONY: help run rocketmq test lint types fmt unit contract integration conformance chaos bench jars clean

@@ -55,11 +55,15 @@ _AWAY_WORDS = (
     *("MISCONF", "BUSY", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
     *("Redis Cluster cannot be connected", "All slots are not covered", "startup_nodes could not agree"),
 )
-_ERRORS = (RedisError, RedisClusterException, OSError)
+# uvloop raises a plain RuntimeError for a write to a connection that was reset a moment ago.
+_ERRORS = (RedisError, RedisClusterException, OSError, RuntimeError)
+_CLOSED = "the handler is closed"
 
 
 def _is_away(error: Exception) -> bool:
     """Whether Redis cannot serve for now, as opposed to a command of ours that is wrong."""
+    if isinstance(error, RuntimeError):
+        return _CLOSED in str(error)
     return isinstance(error, (*_AWAY, OSError)) or str(error).startswith(_AWAY_WORDS)
 
 
@@ -103,6 +107,7 @@ class Store:
         except _ERRORS as error:
             raise self._failed(error) from error
         self.available = True
+        _raise_if_cancelled()
         return answer
 
     async def parts(
@@ -151,6 +156,7 @@ class Store:
             self.available = False
             raise _unavailable(error) from error
         self.available = True
+        _raise_if_cancelled()
 
     async def close(self) -> None:
         await self._client.close()
@@ -163,6 +169,17 @@ class Store:
             return error
         self.available = False
         return _unavailable(error)
+
+
+def _raise_if_cancelled() -> None:
+    """
+    redis-py waits with asyncio.wait_for, which before Python 3.12 forgets a cancellation that comes as it is done.
+
+    Without this a task that is cancelled then would go on for ever, and who waits for its end with it.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:

@@ -216,6 +216,24 @@ async def test_namespaces_do_not_meet(store_url: str, store: Store, namespace: s
     await other.close()
 
 
+async def test_a_call_that_is_cancelled_ends(store: Store) -> None:
+    """At whatever moment: a task that loops over calls ends when it is cancelled."""
+
+    async def call_forever() -> None:
+        while True:
+            await store.ping()
+            await Inbox(store).retire([("a", "0" * 32)])
+
+    await store.ping()
+    for turns in range(12):
+        task = asyncio.create_task(call_forever())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=10)
+        assert done
+
+
 async def test_scripts_survive_a_server_that_forgot_them(store: Store) -> None:
     """A server that was restarted is sent the text again."""
     await Inbox(store).store([("a", message(1))])

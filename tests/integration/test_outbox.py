@@ -39,7 +39,7 @@ async def outbox(store: Store) -> AsyncIterator[Outbox]:
     await outbox.close()
 
 
-def lines(*numbers: int) -> list[Line]:
+def numbered(*numbers: int) -> list[Line]:
     return [("a", b"%d" % number) for number in numbers]
 
 
@@ -53,12 +53,12 @@ async def test_what_is_published_while_something_waits_comes_behind_it(site: Sit
     """The bus is well, and yet lines go through the outbox until it is empty."""
     publisher = Publisher(site.bus, outbox)
     await site.bus.ensure_topic("t")
-    await outbox.add("t", lines(1), force=True)
-    await publisher.submit("t", lines(2))
+    await outbox.add("t", numbered(1), force=True)
+    await publisher.submit("t", numbered(2))
     assert 2 == await site.store.redis.xlen(site.store.keys.outbox[0])
     outbox.start(publisher.to_bus)
     await until_empty(site.store)
-    await publisher.submit("t", lines(3))
+    await publisher.submit("t", numbered(3))
     reader = await site.bus.open_reader("t")
     got: list[bytes] = []
     async with asyncio.timeout(DEADLINE_S):
@@ -77,21 +77,21 @@ async def test_it_is_bounded_in_bytes(outbox: Outbox, store: Store) -> None:
     assert outbox.full
     published: list[Line] = []
 
-    async def publish(topic: str, some: Sequence[Line]) -> None:
-        published.extend(some)
+    async def publish(topic: str, lines: Sequence[Line]) -> None:
+        published.extend(lines)
 
     outbox.start(publish)
     await until_empty(store)
     assert 3 == len(published)
     assert 0 == await store.redis.exists(store.keys.outbox[1])
-    assert await outbox.add("t", lines(1), force=True)
+    assert await outbox.add("t", numbered(1), force=True)
 
 
 async def test_an_empty_one_says_go_on(outbox: Outbox) -> None:
     """Unless it is forced: the bus is away."""
-    assert not await outbox.add("t", lines(1), force=False)
-    assert await outbox.add("t", lines(1), force=True)
-    assert await outbox.add("t", lines(2), force=False)
+    assert not await outbox.add("t", numbered(1), force=False)
+    assert await outbox.add("t", numbered(1), force=True)
+    assert await outbox.add("t", numbered(2), force=False)
 
 
 async def test_a_topic_that_fails_holds_up_no_other(outbox: Outbox, store: Store) -> None:
@@ -99,13 +99,13 @@ async def test_a_topic_that_fails_holds_up_no_other(outbox: Outbox, store: Store
     published: list[tuple[str, bytes]] = []
     broken = True
 
-    async def publish(topic: str, some: Sequence[Line]) -> None:
+    async def publish(topic: str, lines: Sequence[Line]) -> None:
         if topic == "bad" and broken:
             raise BusUnavailable("away")
-        published.extend((topic, line) for _, line in some)
+        published.extend((topic, line) for _, line in lines)
 
     for topic, number in (("bad", 1), ("good", 2), ("bad", 3)):
-        await outbox.add(topic, lines(number), force=True)
+        await outbox.add(topic, numbered(number), force=True)
     outbox.start(publish)
     async with asyncio.timeout(DEADLINE_S):
         while await store.redis.xlen(store.keys.outbox[0]) != 2:  # noqa: ASYNC110
@@ -121,10 +121,10 @@ async def test_one_dispatcher_at_a_time_publishes(outbox: Outbox, store: Store) 
     assert await rival.hold()
     published: list[str] = []
 
-    async def publish(topic: str, some: Sequence[Line]) -> None:
+    async def publish(topic: str, lines: Sequence[Line]) -> None:
         published.append(topic)
 
-    await outbox.add("t", lines(1), force=True)
+    await outbox.add("t", numbered(1), force=True)
     outbox.start(publish)
     await asyncio.sleep(0.2)  # long enough for it to do what it must not
     assert [] == published
@@ -139,14 +139,14 @@ async def test_who_lost_the_lock_takes_nothing_out(outbox: Outbox, store: Store)
     published: list[str] = []
     robbed = asyncio.Event()
 
-    async def publish(topic: str, some: Sequence[Line]) -> None:
+    async def publish(topic: str, lines: Sequence[Line]) -> None:
         published.append(topic)
         if len(published) == 1:
             await store.redis.delete(rival.key)
             await rival.hold()
             robbed.set()
 
-    await outbox.add("t", lines(1), force=True)
+    await outbox.add("t", numbered(1), force=True)
     outbox.start(publish)
     async with asyncio.timeout(DEADLINE_S):
         await robbed.wait()

@@ -141,3 +141,16 @@ def test_the_page_of_the_quick_start_is_short() -> None:
     assert 25 == len(blocks["html"].splitlines())
     assert 10 == len(blocks["python"].splitlines())
     compile(blocks["python"], "quick-start.md", "exec")
+
+
+def test_guarantees_name_tests_and_faults_that_are_there() -> None:
+    """Each row of guarantees.md points to something that runs."""
+    text = (DOCS / "guarantees.md").read_text()
+    tests = {path.name: path.read_text() for path in (TOP / "tests").rglob("test_*.py")}
+    for file, name in re.findall(r"`(?:[\w/]+/)?(test_\w+\.py)(?:::(\w+))?`", text):
+        assert file in tests
+        assert not name or f"def {name}(" in tests[file]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "chaos `" in line]
+    faults = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.split("chaos ", 1)[1])}
+    assert faults <= set(re.findall(r"async def ([a-z_]+)\(site", (TOP / "tests/chaos/faults.py").read_text()))
+    assert len(faults) > 10

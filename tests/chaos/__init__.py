@@ -1,0 +1,9 @@
+"""
+Chaos: real processes under load, faults, and a ledger that knows what must have arrived.
+
+    site.py     Valkey (appendonly, fsync always), RocketMQ, 3 nodes, 2 dispatchers, with proxies between the parts
+    load.py     senders that retry under the same requestId until 200, clients that acknowledge and come back
+    ledger.py   what was answered 200, what arrived where and when; what is lost, doubled, misdirected
+    faults.py   one function a fault
+    run.py      `make chaos`: random faults for so many minutes, from a seed that can be replayed
+"""
