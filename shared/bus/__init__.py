@@ -2,7 +2,7 @@
 The bus: one port (`port.Bus`), an adapter for each kind of URL.
 
     rocketmq://host:9876[,host2:9876]   `rocketmq/`  our own client of RocketMQ's remoting protocol
-    redis://host:6379/0                 `streams/`   Redis streams; the embedded default
+    redis://host:6379/0                 `streams/`   Redis streams; the embedded default. Every URL of shared.redis_url
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from shared.bus.port import Bus, Received, Record, SharedReader, TopicReader
+from shared.redis_url import EXPECTED
 
 __all__ = ["Bus", "Received", "Record", "SharedReader", "TopicReader", "open_bus"]
 
@@ -21,8 +22,8 @@ def open_bus(url: str, *, namespace: str) -> Bus:
         from shared.bus.rocketmq import RocketMQBus
 
         return RocketMQBus.from_url(url)
-    if scheme in ("redis", "rediss"):
+    if scheme.startswith("redis"):
         from shared.bus.streams import StreamsBus
 
         return StreamsBus.from_url(url, namespace=namespace)
-    raise ValueError("expected rocketmq://host:9876[,host:9876] or redis://host:6379/0")
+    raise ValueError(f"expected rocketmq://host:9876[,host:9876], {EXPECTED}")

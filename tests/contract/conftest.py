@@ -23,6 +23,7 @@ from tests.harness.valkey import run_apart
 from tests.harness.valkey_sites import ValkeyCluster
 
 ADAPTERS = ("streams", "rocketmq")
+_SERVERS = {"streams": "valkey", "rocketmq": "shared_rocketmq", "streams-cluster": "valkey_cluster"}
 
 
 class Breakable(Protocol):
@@ -56,10 +57,10 @@ async def clustered_store(valkey_cluster: ValkeyCluster, namespace: str) -> Asyn
     await store.close()
 
 
-@pytest.fixture(params=ADAPTERS)
+@pytest.fixture(params=[*ADAPTERS, "streams-cluster"])
 def bus_url(request: pytest.FixtureRequest) -> str:
     """The URL of the server of the run."""
-    url: str = request.getfixturevalue({"streams": "valkey", "rocketmq": "shared_rocketmq"}[request.param]).url
+    url: str = request.getfixturevalue(_SERVERS[request.param]).url
     return url
 
 

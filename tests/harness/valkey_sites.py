@@ -11,6 +11,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,13 @@ class ValkeyCluster:
         if not self._formed:
             await self._form()
             self._formed = True
-        await asyncio.gather(*(until(lambda m=member: self._serves(m)) for member in self.members))
+        await asyncio.gather(*(until(partial(self._serves, member)) for member in self.members))
 
     async def restart(self) -> None:
         """Stop what runs, then start all on the same ports and data."""
         await self.stop()
         await asyncio.gather(*(member.restart() for member in self.members))
-        await asyncio.gather(*(until(lambda m=member: self._serves(m)) for member in self.members))
+        await asyncio.gather(*(until(partial(self._serves, member)) for member in self.members))
 
     async def stop(self) -> None:
         await asyncio.gather(*(member.stop() for member in self.members))
@@ -124,9 +125,9 @@ class ValkeyCluster:
             await ask(self.members[0].port, "CLUSTER MEET", "127.0.0.1", member.port, member.bus_port)
         for master, replica in zip(self.masters, self.replicas, strict=False):
             name = (await ask(master.port, "CLUSTER MYID")).decode()
-            await until(lambda r=replica, n=name: self._knows(r, n))
+            await until(partial(self._knows, replica, name))
             await ask(replica.port, "CLUSTER REPLICATE", name)
-            await until(lambda r=replica: is_linked(r.port))
+            await until(partial(is_linked, replica.port))
 
     async def _knows(self, member: ClusterMember, name: str) -> bool:
         return name in str(await ask(member.port, "CLUSTER NODES"))
@@ -202,7 +203,7 @@ class SentinelSite:
     async def until_promoted(self) -> None:
         """Until the replica is the master, and a majority of the Sentinels says so."""
         for sentinel in self.sentinels:
-            await until(lambda s=sentinel: self._names_replica(s))
+            await until(partial(self._names_replica, sentinel))
 
     async def _start(self) -> None:
         await self.master.start()
@@ -211,7 +212,7 @@ class SentinelSite:
         await until(lambda: is_linked(self.replica.port))
         self.sentinels = [SentinelMember(self._folder / f"sentinel{n}", self.master.port) for n in range(3)]
         await asyncio.gather(*(sentinel.start() for sentinel in self.sentinels))
-        await asyncio.gather(*(until(lambda s=sentinel: self._is_complete(s)) for sentinel in self.sentinels))
+        await asyncio.gather(*(until(partial(self._is_complete, sentinel)) for sentinel in self.sentinels))
 
     async def _is_complete(self, sentinel: SentinelMember) -> bool:
         """Whether it knows the other two and a replica that is well."""

@@ -5,8 +5,10 @@ It keeps the promises of the port as far as the server keeps what it answered: w
 `appendfsync everysec` a crash of the machine may cost the last second. Nothing is trimmed by length: a topic holds
 what was not dealt with (`reader`, `shared`). Keys and scripts are described in `scripts`.
 
-Connections: one for publishing, one for short calls, one for each open reader, whose blocking reads hold up
-nobody else. All are made when first needed.
+Links: one for publishing, one for short calls, one for each open reader, whose blocking reads hold up nobody else.
+A link is a connection, on a cluster one to each master that it has to do with. All are made when first needed.
+
+Through Sentinels and on a cluster a replica that takes over may lack the last moments of what its master answered.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from collections.abc import Sequence
 
 from shared.bus.port import Record
 from shared.bus.streams.delays import Delays
-from shared.bus.streams.link import Link, Site, call
+from shared.bus.streams.link import call, open_link
 from shared.bus.streams.publisher import Publisher
 from shared.bus.streams.reader import StreamsTopicReader
 from shared.bus.streams.scripts import DROP, JOIN, marker_key
 from shared.bus.streams.shared import StreamsSharedReader
+from shared.bus.streams.site import Site
 from shared.errors import RecordTooLarge, TopicMissing
 
 __all__ = ["StreamsBus"]
@@ -41,8 +44,8 @@ class StreamsBus:
     def __init__(self, site: Site, namespace: str) -> None:
         self._site = site
         self._namespace = namespace
-        self._link = Link(site)
-        self._publisher = Publisher(Link(site), namespace)
+        self._link = open_link(site)
+        self._publisher = Publisher(open_link(site), namespace)
         self._delays = Delays(self._link)
         self._readers: set[StreamsTopicReader | StreamsSharedReader] = set()
         self._counts: dict[str, tuple[int, float]] = {}
@@ -50,7 +53,7 @@ class StreamsBus:
     @classmethod
     def from_url(cls, url: str, *, namespace: str) -> StreamsBus:
         """
-        `redis://[user:password@]host:port/db` or `rediss://`; `namespace` begins every key.
+        A URL as shared.redis_url has it; `namespace` begins every key.
 
         Nothing is connected yet. Raises ValueError.
         """
@@ -106,7 +109,7 @@ class StreamsBus:
             topic,
             marker,
             [written.get(queue, b"0-0") for queue in range(int(count))],
-            own_link=Link(self._site),
+            own_link=open_link(self._site),
             shared_link=self._link,
             on_close=self._forget,
         )
@@ -124,7 +127,7 @@ class StreamsBus:
             queues,
             group,
             invisible_s=invisible_s,
-            own_link=Link(self._site),
+            own_link=open_link(self._site),
             shared_link=self._link,
             on_close=self._forget,
         )
@@ -136,6 +139,7 @@ class StreamsBus:
         await self._delays.close()
         await asyncio.gather(*(reader.close() for reader in self._readers))
         await self._link.close()
+        await self._site.close()
 
     def _marker(self, topic: str) -> bytes:
         return marker_key(self._namespace, topic)

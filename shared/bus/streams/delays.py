@@ -12,7 +12,7 @@ import asyncio
 from collections import Counter
 
 from shared.backoff import Backoff
-from shared.bus.streams.link import Link, call
+from shared.bus.streams.link import Exchanges, call
 from shared.bus.streams.scripts import DUE
 from shared.errors import BusError, BusUnavailable
 from shared.logs import OncePerSecond, get_log
@@ -28,7 +28,7 @@ class Delays:
 
     __slots__ = ("_link", "_noisy", "_task", "_watched")
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Exchanges) -> None:
         self._link = link
         self._watched: Counter[bytes] = Counter()
         self._task: asyncio.Task[None] | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from shared.batching import Batcher
 from shared.bus.port import Record
-from shared.bus.streams.link import DEADLINE_S, Argument, Command, Link, call
+from shared.bus.streams.link import DEADLINE_S, Argument, Command, Exchanges, call
 from shared.bus.streams.scripts import PUBLISH, marker_key
 from shared.errors import BusUnavailable, TopicMissing
 
@@ -29,7 +29,7 @@ class Publisher:
 
     __slots__ = ("_batches", "_link", "_namespace")
 
-    def __init__(self, link: Link, namespace: str) -> None:
+    def __init__(self, link: Exchanges, namespace: str) -> None:
         self._link = link
         self._namespace = namespace
         self._batches: Batcher[Item, bool] = Batcher(

@@ -17,7 +17,7 @@ from contextlib import suppress
 from shared.backoff import Backoff
 from shared.bus.port import Received
 from shared.bus.streams.entries import decode_entries, note_foreign
-from shared.bus.streams.link import Argument, Link, call
+from shared.bus.streams.link import Argument, Exchanges, call
 from shared.bus.streams.scripts import COMMIT, stream_keys
 from shared.errors import BusError, BusUnavailable, PushfleetError
 from shared.logs import OncePerSecond, get_log
@@ -58,8 +58,8 @@ class StreamsTopicReader:
         marker: bytes,
         positions: list[bytes],
         *,
-        own_link: Link,
-        shared_link: Link,
+        own_link: Exchanges,
+        shared_link: Exchanges,
         on_close: Callable[[StreamsTopicReader], None],
     ) -> None:
         """`positions` are the ids to go on behind, one a queue; `own_link` is used by nobody else."""

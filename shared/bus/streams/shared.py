@@ -23,7 +23,7 @@ from shared.backoff import Backoff
 from shared.batching import Batcher
 from shared.bus.port import Received
 from shared.bus.streams.entries import Place, decode_entries, note_foreign
-from shared.bus.streams.link import DEADLINE_S, Argument, Command, Link, call
+from shared.bus.streams.link import DEADLINE_S, Argument, Command, Exchanges, call
 from shared.bus.streams.scripts import ACK, JOIN, LEAVE, SWEEP, stream_keys
 from shared.errors import BusError, BusUnavailable, PushfleetError
 from shared.logs import OncePerSecond, get_log
@@ -69,8 +69,8 @@ class StreamsSharedReader:
         group: str,
         *,
         invisible_s: float,
-        own_link: Link,
-        shared_link: Link,
+        own_link: Exchanges,
+        shared_link: Exchanges,
         on_close: Callable[[StreamsSharedReader], None],
     ) -> None:
         """`own_link` is used by nobody else."""
