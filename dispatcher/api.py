@@ -1,9 +1,12 @@
-"""The dispatcher's endpoints: the predecessor's paths for sends and placement, health, metrics, OpenAPI."""
+"""
+The dispatcher's endpoints: the predecessor's paths for sends and placement, health, metrics, OpenAPI; /v1 is mounted.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -19,6 +22,7 @@ from dispatcher.placement import Placement
 from dispatcher.push import Push
 from dispatcher.quota import Quotas, used_up
 from dispatcher.requests import Send, parse_list, parse_send
+from dispatcher.v1 import V1, Operation
 from shared.envelope import Trigger
 from shared.errors import BadRequest, Forbidden, PushfleetError, Unauthorized, Unavailable
 from shared.ids import client_id_fault
@@ -27,7 +31,8 @@ from shared.tokens import TokenVerifier
 
 class Api:
     """
-    The endpoints. `health` says why the dispatcher can not serve, "" when it can; `degraded` what is amiss even so.
+    The endpoints. `health` says why the dispatcher can not serve, "" when it can; `degraded` what is amiss even so;
+    `operations` are those under /v1.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Api:
         tally: Tally,
         health: Callable[[], str],
         degraded: Callable[[], str],
+        operations: tuple[Operation[Any], ...],
     ) -> None:
         self._push = push
         self._placement = placement
@@ -52,6 +58,8 @@ class Api:
         self._degraded = degraded
         self.started = False
         self.http = HttpPort(self._endpoints(), tally)
+        self._operations = operations
+        self.http.v1 = V1(operations, self._identify, self.http.read_body).answer
 
     def _endpoints(self) -> Mapping[str, Mapping[str, Endpoint]]:
         long_path = "/api/chatServe/rocketmq/mqmessage"
@@ -125,11 +133,15 @@ class Api:
         self._tally.sends[outcome.status] += 1
         return item_failure(outcome)
 
-    def _caller(self, request: web.BaseRequest) -> Caller:
+    def _identify(self, request: web.BaseRequest) -> Caller:
+        """Raises Unavailable, Unauthorized."""
         if not self.started:
             raise Unavailable(self._health() or "starting")
         headers = request.headers
-        caller = self._callers.identify(headers.get("Authorization"), headers.get("X-API-Key"))
+        return self._callers.identify(headers.get("Authorization"), headers.get("X-API-Key"))
+
+    def _caller(self, request: web.BaseRequest) -> Caller:
+        caller = self._identify(request)
         if not caller.may_send:
             caller.require("send")
         return caller
@@ -189,7 +201,7 @@ class Api:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _openapi(self, _: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(body=openapi_document(), headers={"Content-Type": "application/json"})
+        return web.Response(body=openapi_document(self._operations), headers={"Content-Type": "application/json"})
 
 
 def _post_failure(error: PushfleetError, request_id: str) -> web.Response:

@@ -16,13 +16,16 @@ from prometheus_client import REGISTRY
 from dispatcher.api import Api
 from dispatcher.callers import Callers, load_keys
 from dispatcher.idempotency import Idempotency
+from dispatcher.janitor import Janitor
 from dispatcher.metrics import Tally
 from dispatcher.nodes import LiveNodes
+from dispatcher.nodes_api import NodesApi
 from dispatcher.outbox import Outbox
 from dispatcher.placement import Placement
 from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
+from dispatcher.reroute import Reroute
 from dispatcher.settings import DispatcherSettings
 from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
@@ -58,11 +61,23 @@ class Dispatcher:
         self._store = Store(settings.redis_url, namespace=namespace)
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
-        self._nodes = LiveNodes(self._store, Registry(self._store), namespace=namespace, lease_s=settings.lease_s)
+        registry = Registry(self._store)
+        self._nodes = LiveNodes(self._store, registry, namespace=namespace, lease_s=settings.lease_s)
         self._tally = Tally()
         self._outbox = Outbox(self._store, most_bytes=settings.outbox_bytes)
         self._publisher = Publisher(self._bus, self._outbox)
-        self._push = Push(self._store, inbox, self._nodes, self._publisher, Idempotency(self._store), self._tally)
+        self._push = Push(
+            self._store,
+            inbox,
+            self._nodes,
+            self._publisher,
+            Idempotency(self._store),
+            self._tally,
+            max_lag_s=settings.max_lag_s,
+        )
+        reroute = Reroute(self._bus, inbox, self._nodes, self._publisher)
+        self._janitor = Janitor(self._store, registry, self._bus, reroute, namespace, settings.lease_s)
+        self._cleaning: asyncio.Task[None] | None = None
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
@@ -75,6 +90,7 @@ class Dispatcher:
             tally=self._tally,
             health=self.health,
             degraded=self.degraded,
+            operations=NodesApi(registry, self._nodes).operations(),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"
@@ -116,6 +132,9 @@ class Dispatcher:
         if self._start is not None:
             self._start.cancel()
             await asyncio.wait((self._start,))
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+            await asyncio.wait((self._cleaning,))
         await asyncio.gather(self._api.http.close(_FINISH_S), self._upstream.close(_FINISH_S))
         try:
             async with asyncio.timeout(_FINISH_S):
@@ -161,6 +180,8 @@ class Dispatcher:
         await self._nodes.start()
         self._outbox.start(self._publisher.to_bus)
         await self._upstream.start()
+        if self._cleaning is None:
+            self._cleaning = asyncio.create_task(self._janitor.run(), name="janitor")
 
     def _warn(self) -> None:
         if self._settings.auth == "off":

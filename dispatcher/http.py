@@ -1,5 +1,6 @@
 """
-The HTTP port: one low-level aiohttp server, paths looked up whole, errors translated in one place.
+The HTTP port: one low-level aiohttp server, paths looked up whole, errors translated in one place: to four fields, or
+to problems (RFC 9457) under /v1, whose paths are looked up in v1.py.
 
 Answers to POST are written to the transport as prepared bytes (`PostAnswer`): building a `web.Response` costs about as
 much as all that the dispatcher does for a send to one target. Everything else uses `web.Response`.
@@ -15,12 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 
+import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from dispatcher.answers import failure
 from dispatcher.metrics import Tally
-from shared.errors import BadRequest, BodyTooLarge, Overloaded, PushfleetError
+from dispatcher.v1 import PREFIX, MethodNotAllowed
+from shared.errors import BadRequest, BodyTooLarge, NotFound, Overloaded, PushfleetError
 from shared.logs import get_log
 
 MOST_BODY = 1 << 20
@@ -106,10 +109,10 @@ def _status_and_date(status: int) -> str:
 class HttpPort:
     """Listens, finds the endpoint, and turns what it raises into an answer."""
 
-    __slots__ = ("_closing", "_endpoints", "_idle", "_listener", "_server", "_slow_bytes", "_tally", "port")
+    __slots__ = ("_closing", "_endpoints", "_idle", "_listener", "_server", "_slow_bytes", "_tally", "port", "v1")
 
     def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint]], tally: Tally) -> None:
-        """`endpoints`: path -> method -> endpoint."""
+        """`endpoints`: path -> method -> endpoint. What begins with /v1 goes to `v1`."""
         self._endpoints = endpoints
         self._tally = tally
         self._slow_bytes = 0
@@ -119,6 +122,7 @@ class HttpPort:
         self._server: web.Server | None = None
         self._listener: asyncio.Server | None = None
         self.port = 0
+        self.v1: Endpoint = _nothing
 
     async def open(self, host: str, port: int) -> None:
         """Raises OSError."""
@@ -187,27 +191,39 @@ class HttpPort:
         try:
             if tally.in_flight > _MOST_IN_FLIGHT:
                 raise Overloaded(f"{_MOST_IN_FLIGHT} requests are under way")
-            methods = self._endpoints.get(request.rel_url.path)
-            endpoint = None if methods is None else methods.get(request.method)
-            if endpoint is None:
-                return _no_endpoint(methods)
+            endpoint = self._endpoint(request)
             self._idle.clear()
             return await endpoint(request)
         except PushfleetError as error:
             if error.status >= 500 and error.status != 503:
                 _log.error("request_failed", path=request.rel_url.path, code=error.code, reason=str(error))
-            return error_answer(error)
+            return _failed(request, error)
         except web.RequestPayloadError as error:
-            return four_fields(400, failure(400, f"the body cannot be read: {_first_line(error)}"))
+            return _failed(request, BadRequest(f"the body cannot be read: {_first_line(error)}"))
         except ConnectionError:
             return web.Response(status=400)  # its sender is gone
         except Exception:
             _log.exception("request_failed", path=request.rel_url.path)
-            return four_fields(500, failure(500, "internal error"))
+            return _failed(request, PushfleetError("internal error"))
         finally:
             tally.in_flight -= 1
             if not tally.in_flight:
                 self._idle.set()
+
+    def _endpoint(self, request: web.BaseRequest) -> Endpoint:
+        """Raises NotFound, MethodNotAllowed."""
+        path = request.rel_url.path
+        methods = self._endpoints.get(path)
+        if methods is None:
+            return self.v1 if path.startswith(PREFIX) else _nothing
+        endpoint = methods.get(request.method)
+        if endpoint is None:
+            raise MethodNotAllowed(methods)
+        return endpoint
+
+
+async def _nothing(_: web.BaseRequest) -> web.StreamResponse:
+    raise NotFound("no such path; see /openapi.json")
 
 
 class _AsJson(logging.Handler):
@@ -233,20 +249,41 @@ def four_fields(status: int, body: bytes, headers: Mapping[str, str] | None = No
 
 
 def error_answer(error: PushfleetError) -> web.Response:
+    """In four fields."""
+    return four_fields(error.status, failure(error.status, str(error)), _headers(error))
+
+
+def problem_answer(error: PushfleetError) -> web.Response:
+    """
+    A problem detail (RFC 9457 section 3). `code` and `field` are members of our own; the code tells what `type` would.
+    """
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": str(error),
+        "code": error.code,
+    }
+    if error.field:
+        problem["field"] = error.field
+    headers = {"Content-Type": "application/problem+json", **_headers(error)}
+    return web.Response(status=error.status, body=orjson.dumps(problem), headers=headers)
+
+
+def _failed(request: web.BaseRequest, error: PushfleetError) -> web.Response:
+    return problem_answer(error) if request.rel_url.path.startswith(PREFIX) else error_answer(error)
+
+
+def _headers(error: PushfleetError) -> dict[str, str]:
     headers = {}
     if error.retry_after_s:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return four_fields(error.status, failure(error.status, str(error)), headers)
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allowed
+    return headers
 
 
 def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _no_endpoint(methods: Mapping[str, Endpoint] | None) -> web.Response:
-    if methods is None:
-        return four_fields(404, failure(404, "no such path; see /openapi.json"))
-    allowed = ", ".join(methods)
-    return four_fields(405, failure(405, f"this path takes {allowed}"), {"Allow": allowed})

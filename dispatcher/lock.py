@@ -19,17 +19,17 @@ _UNLOCK = Script(_LUA / "unlock.lua")
 class Lock:
     """`token` is 0 while it is not held. All raise StoreUnavailable."""
 
-    __slots__ = ("_fence", "_life_ms", "_store", "key", "token")
+    __slots__ = ("_fence", "_store", "key", "life_s", "token")
 
     def __init__(self, store: Store, name: str, *, life_s: float) -> None:
         self.key, self._fence = store.keys.lock(name)
         self.token = 0
         self._store = store
-        self._life_ms = int(life_s * 1000)
+        self.life_s = life_s
 
     async def hold(self) -> bool:
         """Take it, or keep it for another life; whether it is ours."""
-        self.token = await self._store.run(_LOCK, (self.key, self._fence), (self.token, self._life_ms))
+        self.token = await self._store.run(_LOCK, (self.key, self._fence), (self.token, int(self.life_s * 1000)))
         return self.token != 0
 
     async def release(self) -> None:

@@ -17,6 +17,9 @@ from prometheus_client.registry import Collector
 
 LIVE_NODES = Gauge("push_live_nodes", "Nodes with a live lease")
 STALE_ROUTES_REMOVED = Counter("push_stale_routes_removed_total", "Routes of dead nodes that were taken out of Redis")
+NODES_BURIED = Counter("push_nodes_buried_total", "Dead nodes whose topic was deleted")
+ROUTES_CLEANED = Counter("push_routes_cleaned_total", "Routes of dead nodes that the janitor took out of Redis")
+REROUTED = Counter("push_rerouted_total", "Lines of dead nodes' topics that went to where their clients are now")
 NODE_TOPICS_MISSING = Counter("push_node_topics_missing_total", "Publishes to a node whose topic is gone")
 UPSTREAM = Counter("push_upstream_total", "Clients' frames taken from the upstream topic, by outcome", ["outcome"])
 OUTBOX_ENTRIES = Gauge("push_outbox_entries", "Publishes that wait in Redis for the bus")

@@ -4,7 +4,8 @@ The nodes that live, as this dispatcher knows them, and which routes count.
 The table of leases is in memory. One task reads it anew each second, and at once when somebody asks: a route may name
 a node that started a moment ago. Who asks gets a table that was read after the question, and all who ask meanwhile
 share one reading. What a reading found dead is remembered, so that routes of a node that died cost no further
-readings; such routes are taken out of Redis in the background.
+readings; such routes are taken out of Redis in the background, while the janitor (janitor.py) works through all of
+that node's.
 
 A route is taken out only with the epoch it was seen with: a node that was silent for longer than its lease comes back
 with another one and registers its sessions again.
@@ -101,6 +102,10 @@ class LiveNodes:
         self.live()
         return [topic for _, topic in self._table.values()]
 
+    def lag_ms(self) -> int:
+        """How far the node that is furthest behind is behind with what goes to everyone."""
+        return max((node.lease.lag_ms for node in self._nodes), default=0)
+
     async def refresh(self) -> None:
         """Return when a reading that began after this call is done. Raises StoreUnavailable."""
         if self._waiting is None:
@@ -177,7 +182,7 @@ class LiveNodes:
     async def _remove_stale(self) -> None:
         while self._stale:
             sessions = list(self._stale)[:_MOST_IN_A_CALL]
-            await self._registry.unregister(sessions)
+            removed = await self._registry.unregister(sessions)
             for session in sessions:
                 del self._stale[session]
-            STALE_ROUTES_REMOVED.inc(len(sessions))
+            STALE_ROUTES_REMOVED.inc(removed)  # of the others the janitor was faster, or their node has come back

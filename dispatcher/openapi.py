@@ -1,14 +1,22 @@
-"""The OpenAPI 3.1 document, with the schemas of the types that requests are decoded into."""
+"""
+The OpenAPI 3.1 document, with the schemas of the types that requests are decoded into. Paths under /v1 describe
+themselves (v1.py).
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 import orjson
 
+from dispatcher import nodes_api
 from dispatcher.requests import DEFAULT_TTL_S, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
+from dispatcher.v1 import Operation
 
 _REF = "#/components/schemas/{name}"
 
@@ -53,7 +61,18 @@ class PlaceAnswer(msgspec.Struct, rename="camel"):
     msg: str
 
 
-_FIELDS = {
+class Problem(msgspec.Struct):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+
+
+_SEND_FIELDS = {
     "msg": "any JSON value; it reaches the client byte for byte",
     "to": f"a clientId, or up to {MOST_TARGETS} of them; a repeated one is sent to once",
     "sendToAll": "true: to everyone online, whatever `to` says",
@@ -67,18 +86,29 @@ _FIELDS = {
 }
 
 
+_FIELDS = {
+    "SendBody": _SEND_FIELDS,
+    "Problem": {"code": "a word for programs", "field": "the path of the field that is wrong"},
+    **nodes_api.FIELDS,
+}
+
+
 @cache
-def openapi_document() -> bytes:
-    """The document as JSON."""
-    (components,) = msgspec.json.schema_components([SendBody, Answer, ListAnswer, PlaceAnswer], ref_template=_REF)[1:]
-    for name, text in _FIELDS.items():
-        components["SendBody"]["properties"][name]["description"] = text
+def openapi_document(operations: tuple[Operation[Any], ...]) -> bytes:
+    """The document as JSON, with the operations of /v1."""
+    types: list[type] = [SendBody, Answer, ListAnswer, PlaceAnswer, Problem]
+    for operation in operations:
+        types += [operation.answer, *([operation.body] if operation.body else ())]
+    _, components = msgspec.json.schema_components(list(dict.fromkeys(types)), ref_template=_REF)
+    for schema, fields in _FIELDS.items():
+        for name, text in fields.items():
+            components[schema]["properties"][name]["description"] = text
     return orjson.dumps(
         {
             "openapi": "3.1.0",
             "info": {"title": "Pushfleet dispatcher", "version": "1"},
             "security": [{"bearer": []}, {"apiKey": []}],
-            "paths": _paths(),
+            "paths": _paths() | _v1_paths(operations),
             "components": {
                 "schemas": components,
                 "securitySchemes": {
@@ -111,6 +141,36 @@ def _paths() -> dict[str, Any]:
         "/metrics": {"get": _plain("getMetrics", "Metrics for Prometheus", "text/plain")},
         "/openapi.json": {"get": _plain("getOpenapi", "This document", "application/json")},
     }
+
+
+def _v1_paths(operations: Iterable[Operation[Any]]) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for operation in operations:
+        described: dict[str, Any] = {
+            "operationId": operation.name,
+            "summary": operation.summary,
+            "description": f"Scope: {' or '.join(operation.scopes)}.",
+            "responses": {
+                str(status): _v1_response(status, operation.answer)
+                for status in sorted({*operation.statuses, 400, 401, 403, 429, 503})
+            },
+        }
+        parameters = re.findall(r"{(\w+)}", operation.path)
+        if parameters:
+            described["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
+            ]
+        if operation.body is not None:
+            described["requestBody"] = {"content": {"application/json": {"schema": {"$ref": _ref(operation.body)}}}}
+        paths.setdefault(operation.path, {})[operation.method.lower()] = described
+    return paths
+
+
+def _v1_response(status: int, answer: type) -> dict[str, Any]:
+    if status < 400:
+        return _response("done" if status == 200 else HTTPStatus(status).phrase.lower(), answer)
+    schema = {"$ref": _ref(Problem)}
+    return {"description": HTTPStatus(status).phrase, "content": {"application/problem+json": {"schema": schema}}}
 
 
 def _post(operation: str, summary: str, schema: dict[str, Any], answer: type) -> dict[str, Any]:

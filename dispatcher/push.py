@@ -20,6 +20,7 @@ All sends of a call go through each step together, and each step batches with wh
 | the bus does not answer                         | 200; the lines wait in the outbox (outbox.py)                 |
 | the bus does not answer, and the outbox is full | 503; durable messages are stored all the same                 |
 | too much under way                              | 429; nothing of the send was taken                            |
+| to everyone, and a node is far behind           | 429                                                           |
 
 "A retry has the same id" holds for sends with a requestId: the messageId of the first try stays with it.
 """
@@ -63,14 +64,33 @@ class _Part:
 class Push:
     """Sends orders. One for the process."""
 
-    __slots__ = ("_complaint", "_idempotency", "_nodes", "_publisher", "_redis", "_store", "_tally", "_volume")
+    __slots__ = (
+        "_complaint",
+        "_idempotency",
+        "_max_lag_ms",
+        "_nodes",
+        "_publisher",
+        "_redis",
+        "_store",
+        "_tally",
+        "_volume",
+    )
 
     def __init__(
-        self, store: Store, inbox: Inbox, nodes: LiveNodes, publisher: Publisher, idempotency: Idempotency, tally: Tally
+        self,
+        store: Store,
+        inbox: Inbox,
+        nodes: LiveNodes,
+        publisher: Publisher,
+        idempotency: Idempotency,
+        tally: Tally,
+        *,
+        max_lag_s: float = 10.0,
     ) -> None:
         self._redis = store
         self._store: Batcher[tuple[str, StoredMessage], Target] = Batcher("store", inbox.store)
         self._nodes = nodes
+        self._max_lag_ms = 1000 * max_lag_s
         self._publisher = publisher
         self._idempotency = idempotency
         self._tally = tally
@@ -254,8 +274,10 @@ class Push:
         with suppress(StoreUnavailable):  # then the last table may serve
             await self._nodes.refresh()  # a node that started a moment ago has clients, too
         try:
+            if self._nodes.lag_ms() > self._max_lag_ms:
+                raise Overloaded("the nodes are behind with what goes to everyone; try again")
             topics = self._nodes.topics()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, Overloaded) as error:
             for order in orders:
                 order.error = error
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.callers import KeysFault, load_keys
-from shared.settings import RoleSettings, existing_file, port_number, setting, whole
+from shared.settings import RoleSettings, existing_file, port_number, seconds, setting, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class DispatcherSettings(RoleSettings):
     inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
     inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
 
+    max_lag_s: float = setting(
+        "PUSH_MAX_LAG", 10.0, "seconds a node may be behind with sends to everyone; 429 beyond", seconds(0.1, 3600)
+    )
     outbox_bytes: int = setting(
         "PUSH_OUTBOX_BYTES", 64 << 20, "bytes of sends that may wait in Redis while the bus is away", whole(1024)
     )

@@ -1,15 +1,21 @@
-"""The admin port: plain HTTP for ops. /metrics (Prometheus), /healthz, /sessions (counts)."""
+"""The admin port: plain HTTP for ops. /metrics (Prometheus), /healthz, /sessions (counts, and how far a drain is)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
+from shared.registry import DrainState
 
 
-async def open_admin(host: str, port: int, node_id: str, gateway: Gateway, hub: Hub) -> tuple[web.AppRunner, int]:
+async def open_admin(
+    host: str, port: int, node_id: str, gateway: Gateway, hub: Hub, drain: Callable[[], DrainState | None]
+) -> tuple[web.AppRunner, int]:
     """The running port, to be cleaned up by the caller, and its number."""
 
     async def metrics(_: web.Request) -> web.Response:
@@ -20,7 +26,8 @@ async def open_admin(host: str, port: int, node_id: str, gateway: Gateway, hub: 
         return web.Response(status=status, body=body, content_type="application/json")
 
     async def sessions(_: web.Request) -> web.Response:
-        return web.json_response({"nodeId": node_id, "sessions": hub.registered})
+        counts = {"nodeId": node_id, "sessions": hub.registered, "drain": msgspec.to_builtins(drain())}
+        return web.json_response(counts)
 
     app = web.Application()
     app.router.add_get("/metrics", metrics)

@@ -2,8 +2,7 @@
 A node's life: open the ports, reach Redis and the bus, take the lease, serve; then drain and leave.
 
 The WebSocket port is open from the start, so that /healthz can say why the node is not ready; sockets are taken once
-the node's topic exists, its consumer reads and its lease is held. SIGTERM drains: the lease says so, sessions are
-closed with 1001 over the drain time, the lease is given back, what was acknowledged is retired, the topic is dropped.
+the node's topic exists, its consumer reads and its lease is held. It ends with a drain (drain.py).
 """
 
 from __future__ import annotations
@@ -12,19 +11,22 @@ import asyncio
 import gc
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from asyncio import Task
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
-import orjson
 from aiohttp import web
 
 from gateway_node.admin import open_admin
 from gateway_node.consumer import Consumer
 from gateway_node.delivery import Delivery
+from gateway_node.drain import Drain
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.pacing import Pacing
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
 from gateway_node.settings import GatewaySettings
@@ -34,23 +36,23 @@ from gateway_node.websocket.gate import Gate, Limits
 from gateway_node.websocket.listener import Listener, listening_socket, serve
 from shared.backoff import Backoff
 from shared.bus import open_bus
-from shared.errors import CloseCode, PushfleetError
+from shared.errors import PushfleetError
 from shared.ids import node_topic
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
+from shared.process import Stop
 from shared.registry import Lease, Registry
 from shared.settings import cannot_listen
 from shared.store import Store
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
-_DRAIN_STEP_S = 0.05
-_NOTICE_S = 1.2  # dispatchers read the leases each second
 _SETTLE_S = 5.0
+_QUIET_S = 0.3
 _log = get_log("node")
 
 
-async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set, then drain."""
+async def run(settings: GatewaySettings, stop: Stop) -> None:
+    """Serve until `stop` is set or somebody asks the node to leave, then drain."""
     try:
         sock = listening_socket(settings.bind_host, settings.port)
     except OSError as error:
@@ -58,8 +60,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
     node = Node(settings, sock)
     try:
         await node.open()
-        await stop.wait()
-        await node.drain()
+        await node.until_left(stop)
     finally:
         await node.close()
 
@@ -76,12 +77,14 @@ class Node:
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
         self._registry = Registry(self._store, policy=settings.session_policy)
         self._hub = Hub()
-        self._fanout = Fanout(self._hub)
+        self._fanout = Fanout(self._hub, max_outbox=settings.max_outbox)
         self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._fanout.broadcasts)
         upstream = upstream_topic(settings.namespace)
         self._upstream_topic = upstream
         self._upstream = Upstream(self._bus, upstream)
-        self._gateway = Gateway(self.node_id, settings, self._hub, self._delivery, self._upstream, self.health)
+        self._gateway = Gateway(
+            self.node_id, settings, self._hub, self._delivery, self._upstream, self.health, self.refusal
+        )
         self._eviction = Eviction(self._hub, self._bus, namespace=settings.namespace)
         self._lease = LeaseKeeper(
             self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
@@ -95,6 +98,16 @@ class Node:
             self._delivery,
             self._eviction,
         )
+        self._drain = Drain(
+            self._hub,
+            self._gateway,
+            self._registration,
+            self._delivery,
+            self._lease,
+            self._leave_topic,
+            seconds=settings.drain_s,
+            pace=settings.drain_pace,
+        )
         self._reconcile = Reconcile(
             self._hub,
             self._registry,
@@ -106,12 +119,14 @@ class Node:
         self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
         self._gateway.registration = self._registration
         self._gateway.ticker = self._ticker
+        self._consumer: Consumer | None = None
         self._gate: Gate | None = None
+        self._pacing: Pacing | None = None
         self._server: Listener | None = None
         self._admin: web.AppRunner | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[Task[None]] = []
+        self._topic_tasks: list[Task[None]] = []  # those that would make it again
         self._reached_bus = False
-        self._draining = False
         self._frozen_at = 0
         self._ticked = 0.0
         self._complaint = OncePerSecond()
@@ -129,15 +144,16 @@ class Node:
             handshake_timeout_s=settings.handshake_timeout_s,
         )
         self._gate = Gate(self._gateway, loop, limits)
+        self._pacing = self._fanout.pacing = Pacing(self._gate)
         self._server = await serve(self._gate, self._sock)
         try:
             self._admin, admin_port = await open_admin(
-                settings.admin_host, settings.admin_port, self.node_id, self._gateway, self._hub
+                settings.admin_host, settings.admin_port, self.node_id, self._gateway, self._hub, self._drain.state
             )
         except OSError as error:
             raise cannot_listen("PUSH_ADMIN_PORT", settings.admin_port, error) from None
         self._own(self._ticker.run(), "ticker")
-        self._own(self._come_up(), "start")
+        self._topic_tasks = [self._own(self._come_up(), "start")]
         if settings.auth == "off":
             _log.warning("authentication_is_off", effect="anybody may connect as any client; for development only")
         _log.info(
@@ -153,7 +169,7 @@ class Node:
         await self._until_done("redis", self._store.ping)
         await self._until_done("bus", self._ensure_topics)
         self._reached_bus = True
-        self._own(self._keep_consuming(), "consumer")
+        self._topic_tasks += self._own(self._keep_consuming(), "consumer"), self._own(self._keep_topic(), "topic")
         self._own(self._lease.run(), "lease")
         gc.set_threshold(50_000, 25, 100)  # what a session holds is freed by counting; the collector finds little
         gc.collect()
@@ -165,17 +181,35 @@ class Node:
             await self._bus.ensure_topic(self._upstream_topic, queues=UPSTREAM_QUEUES)
 
     async def _keep_consuming(self) -> None:
-        """Read the topic; if reading fails (somebody deleted the topic), make it again and go on."""
+        """Read the topic, anew when the lease was taken: whoever cleaned up behind its last one deleted the topic."""
         while True:
+            await self._lease.until_alive()
+            await self._until_done("bus", self._ensure_topics)
+            for session in self._hub.by_id.values():
+                self._delivery.fall_behind(session)  # what was in the topic may be gone; the inboxes are not
+            assert self._pacing is not None
+            self._consumer = Consumer(
+                self._bus,
+                self._topic,
+                self._lease,
+                self._pacing,
+                self._delivery,
+                self._fanout,
+                self._eviction,
+            )
             try:
-                await Consumer(self._bus, self._topic, self._lease, self._delivery, self._fanout, self._eviction).run()
+                await self._consumer.run()
             except PushfleetError as error:
                 _log.warning("consumer_stopped", reason=str(error))
             except Exception:
                 _log.exception("consumer_failed")
+
+    async def _keep_topic(self) -> None:
+        """Make the topic again should somebody delete it; a reader goes on with the new one."""
+        while True:
+            await asyncio.sleep(self._settings.reconcile_s * random.uniform(0.5, 1.0))
+            await self._lease.until_alive()
             await self._until_done("bus", self._ensure_topics)
-            for session in self._hub.by_id.values():
-                self._delivery.fall_behind(session)  # what was in the topic is gone; the inboxes are not
 
     async def _until_done(self, part: str, attempt: Callable[[], Awaitable[None]]) -> None:
         backoff = Backoff(0.1, 2.0)
@@ -190,16 +224,21 @@ class Node:
                 _log.exception("start_failed", waiting_for=part)
             await asyncio.sleep(backoff.next_s())
 
-    def _own(self, work: Awaitable[None], name: str) -> None:
-        self._tasks.append(asyncio.ensure_future(work))
-        self._tasks[-1].set_name(name)
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> Task[None]:
+        self._tasks.append(asyncio.create_task(work, name=name))
+        return self._tasks[-1]
 
     # -- while it serves -------------------------------------------------------------------------------------
 
     def health(self) -> str | None:
-        """Why the node takes no sessions now; None when it does."""
-        if self._draining:
-            return "draining"
+        """Why clients are not to be sent here; None when they may."""
+        return "draining" if self._drain.is_on else self._missing()
+
+    def refusal(self) -> str | None:
+        """Why the node takes no sessions now; None when it does: a while longer than it is healthy."""
+        return "draining" if self._drain.refuses else self._missing()
+
+    def _missing(self) -> str | None:
         if not self._reached_bus:
             return "starting: waiting for Redis and the bus"
         if not self._store.available or not self._lease.alive():
@@ -212,15 +251,19 @@ class Node:
             epoch=epoch,
             url=settings.url or f"ws://{self.node_id}/websocket",
             connections=len(self._hub),
+            lag_ms=self._consumer.lag_ms if self._consumer is not None else 0,
             weight=settings.weight,
-            draining=self._draining,
+            draining=self._drain.is_on,
+            drain=self._drain.state(),
         )
 
     def _lease_lost(self, kept: bool) -> None:
         self._registration.join_all_again(kept)
+        if self._consumer is not None:
+            self._consumer.end()
 
     def _drain_asked(self, request: bytes) -> None:
-        """Told with each renewal of the lease."""
+        self._drain.asked(request)
 
     def _on_tick(self, now: float) -> bool:
         self._gateway.tick(now)
@@ -237,38 +280,44 @@ class Node:
 
     # -- stop ------------------------------------------------------------------------------------------------
 
-    async def drain(self) -> None:
-        """
-        Leave the registry's offer and send the clients elsewhere, spread over the drain time.
+    async def until_left(self, stop: Stop) -> None:
+        """Serve, then drain."""
+        self._own(self._obey(stop), "signals")
+        await self._drain.run()
 
-        The lease says `draining` until the last session is gone: nobody is sent here any more, and who is still here
-        gets its messages. Dispatchers are given the time to notice before the first client asks where to go.
-        """
-        self._draining = True
-        sessions = list(self._hub.by_id.values())
-        _log.info("drain_started", sessions=len(sessions))
-        await self._lease.renew_now()
-        if sessions:
-            await asyncio.sleep(_NOTICE_S)
-        steps = max(1, int(self._settings.drain_s / _DRAIN_STEP_S)) if sessions else 1
-        for step in range(steps):
-            for session in sessions[step::steps]:
-                session.connection.close(CloseCode.GOING_AWAY, self._reconnect_advice())
-            if sessions and len(self._hub):
-                await asyncio.sleep(_DRAIN_STEP_S)
-        await self._until_empty()
-        await self._lease.release(clean=False)
-        _log.info("drained", left=len(self._hub))
+    async def _obey(self, stop: Stop) -> None:
+        await stop.wait()
+        self._drain.by_signal()
+        await stop.again.wait()
+        self._drain.hurry()
 
-    def _reconnect_advice(self) -> str:
-        spread_ms = int(min(self._settings.drain_s, 10.0) * 1000)
-        return orjson.dumps({"reconnectIn": random.randint(0, spread_ms)}).decode()
+    async def _leave_topic(self, patient: bool) -> bool:
+        """Read the topic to its end, if that is wanted, and delete it; whether it is gone."""
+        if patient and self._lease.alive():
+            await self._until_read()
+        for task in self._topic_tasks:
+            task.cancel()
+        await asyncio.gather(*self._topic_tasks, return_exceptions=True)
+        if not self._reached_bus:
+            return False
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                await self._bus.drop_topic(self._topic)
+        except (PushfleetError, TimeoutError) as error:
+            _log.warning("topic_not_dropped", topic=self._topic, reason=str(error))
+            return False
+        return True
 
-    async def _until_empty(self) -> None:
+    async def _until_read(self) -> None:
+        """Until nothing has come for a moment, or for a few seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _SETTLE_S
-        while len(self._hub) and loop.time() < deadline:  # noqa: ASYNC110 - once in a life, a few turns
-            await asyncio.sleep(_DRAIN_STEP_S)  # the close handshakes have deadlines of their own
+        while (now := loop.time()) < deadline:
+            read = self._consumer is not None and self._consumer.waiting_since <= now - _QUIET_S
+            if read:
+                return
+            await asyncio.sleep(_QUIET_S / 4)
+        _log.warning("topic_not_read_to_its_end", topic=self._topic)
 
     async def close(self) -> None:
         """Stop everything, in the order that loses nothing."""
@@ -277,27 +326,19 @@ class Node:
         if self._gate is not None:
             self._gate.abort_unopened()
         await self._reconcile.close()
-        await self._registration.close(_SETTLE_S)
+        patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
+        await self._registration.close(patience_s)
         await self._eviction.close(_SETTLE_S if self._reached_bus else 0.0)
-        await self._delivery.close(_SETTLE_S)
+        await self._delivery.close(patience_s)
         await self._upstream.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._reached_bus and self._draining:
-            await self._drop_topic()
         await self._bus.close()
         await self._store.close()
         if self._admin is not None:
             await self._admin.cleanup()
         _log.info("stopped", node_id=self.node_id)
-
-    async def _drop_topic(self) -> None:
-        try:
-            async with asyncio.timeout(_SETTLE_S):
-                await self._bus.drop_topic(self._topic)
-        except (PushfleetError, TimeoutError) as error:
-            _log.warning("topic_not_dropped", topic=self._topic, reason=str(error))
 
 
 def _own_node_id(host: str, sock: socket.socket) -> str:

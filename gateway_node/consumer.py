@@ -4,56 +4,115 @@ The consumer: this node's topic -> deliveries.
 One task reads the topic, alone. A record is many deliveries, a line each; a line that is not one is counted and passed
 over, the lines around it are delivered. After a slice of lines the loop gets a turn, so that a large record holds up
 nobody's heartbeat. A record is committed once its lines are with their sessions: what a node that is killed had in
-memory lies in the inboxes. While the node's lease is not alive nothing is delivered: see lease.py.
+memory lies in the inboxes. It reads no faster than the sockets take what comes (pacing.py).
+While the node's lease is not alive nothing is delivered (lease.py).
+
+When the lease was lost and taken again the topic may have been deleted meanwhile by who cleans up behind dead nodes, so
+the consumer ends; the next one opens the topic that is there then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 
 from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.lease import LeaseKeeper
-from gateway_node.metrics import DELIVERED, LINES
-from shared.bus import Bus, TopicReader
+from gateway_node.metrics import DELIVERED, LAG, LINES
+from gateway_node.pacing import Pacing
+from shared.bus import Bus, Received
+from shared.envelope import active_time_of
 from shared.logs import OncePerSecond, get_log
 from shared.record import Kind, decode_line, split_lines
 
 _LINES_A_TURN = 256
+_CAUGHT_UP_S = 0.05
 _log = get_log("consumer")
 
 
 class Consumer:
-    """Owned by app.py, which runs `run` as a task."""
+    """
+    Owned by app.py, which runs `run` as a task.
 
-    __slots__ = ("_bad", "_bus", "_complaint", "_delivery", "_eviction", "_expired", "_fanout", "_lease", "_topic")
+    `lag_ms`: the age of the send to everyone that was handled last, 0 when there was nothing to read for a moment.
+    `waiting_since`: from when on (event loop clock, s) there is nothing to read; infinity while it delivers.
+    """
+
+    __slots__ = (
+        "_bad",
+        "_bus",
+        "_complaint",
+        "_delivery",
+        "_ended",
+        "_eviction",
+        "_expired",
+        "_fanout",
+        "_fetching",
+        "_lease",
+        "_pacing",
+        "_topic",
+        "lag_ms",
+        "waiting_since",
+    )
 
     def __init__(
-        self, bus: Bus, topic: str, lease: LeaseKeeper, delivery: Delivery, fanout: Fanout, eviction: Eviction
+        self,
+        bus: Bus,
+        topic: str,
+        lease: LeaseKeeper,
+        pacing: Pacing,
+        delivery: Delivery,
+        fanout: Fanout,
+        eviction: Eviction,
     ) -> None:
         self._bus = bus
         self._topic = topic
         self._delivery = delivery
         self._lease = lease
+        self._pacing = pacing
         self._fanout = fanout
         self._eviction = eviction
         self._complaint = OncePerSecond()
         self._bad = 0
         self._expired = 0
+        self._ended = False
+        self._fetching: asyncio.Timeout | None = None
+        self.waiting_since = inf
+        self.lag_ms = 0
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until `end` was called, or cancelled."""
+        loop = asyncio.get_running_loop()
         reader = await self._bus.open_reader(self._topic)
         try:
-            while True:
-                await self._deliver_some(reader)
+            while not self._ended:
+                self.waiting_since = loop.time()
+                try:
+                    async with asyncio.timeout(None) as self._fetching:
+                        records = await reader.fetch()
+                except TimeoutError:
+                    continue
+                finally:
+                    self._fetching = None
+                    if loop.time() - self.waiting_since > _CAUGHT_UP_S:
+                        self.lag_ms = 0
+                    self.waiting_since = inf
+                await self._deliver_records(records)
+                reader.commit()
+                self._count()
         finally:
             await reader.close()
 
-    async def _deliver_some(self, reader: TopicReader) -> None:
-        records = await reader.fetch()
+    def end(self) -> None:
+        """Have `run` return, once what it fetched is with its sessions."""
+        self._ended = True
+        if self._fetching is not None:
+            self._fetching.reschedule(0.0)
+
+    async def _deliver_records(self, records: list[Received]) -> None:
         loop = asyncio.get_running_loop()
         done = 0
         for record in records:
@@ -65,11 +124,11 @@ class Consumer:
                     done = 0
                 if not self._lease.alive():
                     await self._lease.until_alive()
+                if self._pacing.is_due():
+                    await self._pacing.until_room()
                 self._delivery.now = loop.time()
                 await self._deliver_lines(part)
                 done += len(part)
-        reader.commit()
-        self._count()
 
     async def _deliver_lines(self, lines: list[bytes]) -> None:
         delivery = self._delivery
@@ -96,6 +155,7 @@ class Consumer:
             except ValueError:  # BadLine is one
                 self._set_aside(line)
         if for_everyone:
+            self.lag_ms = max(0, now_ms - active_time_of(for_everyone[-1]))
             await self._fanout.everyone(for_everyone)
 
     def _set_aside(self, line: bytes) -> None:
@@ -105,6 +165,7 @@ class Consumer:
 
     def _count(self) -> None:
         """Counters are raised once a fetch: see shared.metrics."""
+        LAG.set(self.lag_ms / 1000)
         delivery = self._delivery
         fanout = self._fanout
         DELIVERED.inc(delivery.delivered + fanout.delivered)

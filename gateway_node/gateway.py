@@ -18,6 +18,7 @@ from functools import partial
 import orjson
 
 from gateway_node.admission import Admission, Admitted
+from gateway_node.arrivals import Arrivals
 from gateway_node.client_frames import Ack, BadFrame, Business, Heartbeat, Register, parse_frame
 from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
@@ -53,7 +54,7 @@ class Guest:
 
 
 class Gateway:
-    """See the module. `health` gives None, or why the node takes no sessions now."""
+    """See the module. `health` gives None or what is amiss, `refusal` None or why the node takes no sessions now."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Gateway:
         delivery: Delivery,
         upstream: Upstream,
         health: Callable[[], str | None],
+        refusal: Callable[[], str | None],
     ) -> None:
         self.now = 0.0
         self._node_id = node_id
@@ -71,7 +73,9 @@ class Gateway:
         self._delivery = delivery
         self._upstream = upstream
         self._health = health
+        self._refusal = refusal
         self._admission = Admission(settings)
+        self._arrivals = Arrivals(settings.connect_rate)
         SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
         self._message_ids = MessageIdMint()
@@ -90,6 +94,7 @@ class Gateway:
             return
         try:
             check_upgrade(request)
+            self._arrivals.take(self.now)
             admitted = self._admission.admit(request)
             self._check_room()
         except Refused as refusal:
@@ -129,6 +134,11 @@ class Gateway:
         elif isinstance(context, Session) and self._hub.remove(context):
             self._end_session(context, code, clean)
 
+    def close_guests(self, code: int, reason: str) -> None:
+        """Those who have not said who they are would become sessions whatever the node takes."""
+        for connection in list(self._guests):
+            connection.close(code, reason)
+
     # -- from the ticker -------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
@@ -143,7 +153,7 @@ class Gateway:
     # -- sessions --------------------------------------------------------------------------------------------
 
     def _check_room(self) -> None:
-        if (reason := self._health()) is not None:
+        if (reason := self._refusal()) is not None:
             raise Unavailable(reason)
         if len(self._hub) + len(self._guests) >= self._settings.max_sessions:
             raise Unavailable("this node is full", retry_after_s=5)

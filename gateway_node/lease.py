@@ -36,7 +36,7 @@ class LeaseKeeper:
     `describe` gives the lease for an epoch as it is now.
 
     `lost(kept)` is called when the lease was lost and taken again; `kept`: Redis still has what it held. `drain_asked`
-    is called with each request to drain (JSON), b"" while there is none.
+    is called with each renewal: the request to drain (JSON), b"" while there is none.
     """
 
     __slots__ = (
@@ -50,6 +50,7 @@ class LeaseKeeper:
         "_node_id",
         "_registry",
         "_released",
+        "_renewing",
         "_store_id",
         "_taken",
         "_times_taken",
@@ -76,6 +77,7 @@ class LeaseKeeper:
         self._taken = False
         self._times_taken = 0
         self._released = False
+        self._renewing = asyncio.Lock()
         self._store_id = b""
         self._ends = 0.0
         self._again = asyncio.Event()
@@ -100,28 +102,32 @@ class LeaseKeeper:
                 await asyncio.sleep(backoff.next_s())
 
     async def renew_now(self) -> None:
-        """What `describe` gives has changed."""
+        """Tell what `describe` gives now, if the lease is held."""
         if self._taken:
             await self._renewed()
 
     async def release(self, *, clean: bool) -> None:
         """Nobody is sent here from now on. `clean`: see Registry.release."""
         self._released = True
-        self._ends = 0.0
         try:
-            async with asyncio.timeout(3.0):
+            async with asyncio.timeout(3.0), self._renewing:  # a renewal behind the release would take it again
                 await self._registry.release(self._node_id, self.epoch, clean=clean)
         except (StoreUnavailable, TimeoutError):
             _log.warning("lease_not_released", reason="Redis does not answer; it lapses by itself")
+        finally:
+            self._ends = 0.0
 
     async def _renewed(self) -> bool:
-        try:
-            if self._taken and await self._renew_held():
+        async with self._renewing:
+            if self._released:
                 return True
-            return await self._take()
-        except StoreUnavailable as error:
-            if self._complaint.due():
-                _log.warning("lease_not_renewed", reason=str(error))
+            try:
+                return (self._taken and await self._renew_held()) or await self._take()
+            except StoreUnavailable as error:
+                if self._complaint.due():
+                    _log.warning("lease_not_renewed", reason=str(error))
+            except Exception:  # without this task the node would be dead to all, for good
+                _log.exception("lease_not_renewed")
             return False
 
     async def _renew_held(self) -> bool:

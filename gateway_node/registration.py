@@ -83,6 +83,12 @@ class Registration:
             self._delivery.suspend(session, resync=kept)
             self._again.add(session)
 
+    async def finish(self) -> None:
+        """Register nobody any more; return when every session that has ended is out of the registry."""
+        await self._join.close()
+        await self._again.settled()
+        await self._leave.settled()
+
     async def close(self, within_s: float) -> None:
         await self._again.close(0.0)
         await self._join.close()

@@ -60,11 +60,17 @@ class GatewaySettings(RoleSettings):
     handshake_timeout_s: float = setting(
         "PUSH_HANDSHAKE_TIMEOUT", 10.0, "seconds a connection has until it is a session", seconds(0.1, 600)
     )
+    connect_rate: float = setting(
+        "PUSH_CONNECT_RATE", 5000.0, "connections a second let in, two seconds' worth at once; 0: all", seconds(0, 1e6)
+    )
     reconcile_s: float = setting(
         "PUSH_RECONCILE_SECONDS", 30.0, "seconds in which each session's inbox is swept once", seconds(0.1, 3600)
     )
     bad_frames: int = setting("PUSH_BAD_FRAMES", 30, "bad frames a minute that a session may send", whole(1))
-    drain_s: float = setting("PUSH_DRAIN_SECONDS", 10.0, "seconds over which a drain closes sessions", seconds(0, 3600))
+    drain_s: float = setting(
+        "PUSH_DRAIN_SECONDS", 10.0, "seconds over which a drain closes sessions; 0: at once", seconds(0, 3600)
+    )
+    drain_pace: int = setting("PUSH_DRAIN_PACE", 500, "sessions a second that a drain closes at most", whole(1))
 
     @property
     def bind_host(self) -> str:

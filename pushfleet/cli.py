@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from pushfleet.dev import dev
+from pushfleet.drain import drain
 from pushfleet.rocketmq import rocketmq
 from pushfleet.roles import dispatcher, gateway
 from pushfleet.send import send
@@ -45,8 +46,9 @@ def main() -> None:
     \b
       pushfleet gateway --help
       pushfleet dispatcher --help
+      pushfleet drain 10.0.0.11:9000           have a node leave in order
     """
 
 
-for command in (dev, send, tail, token, gateway, dispatcher, rocketmq):
+for command in (dev, send, tail, token, gateway, dispatcher, drain, rocketmq):
     main.add_command(command)

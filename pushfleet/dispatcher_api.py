@@ -1,4 +1,7 @@
-"""The dispatcher's HTTP interface as the commands call it: one answer of four fields, or a reason why there is none."""
+"""
+The dispatcher's HTTP interface as the commands call it: one answer of four fields, under /v1 JSON or a problem; or a
+reason why there is no answer.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,15 @@ class Answer:
     retry_after_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class V1Answer:
+    """The JSON of an answer; where the request failed `problem` says why, else it is ""."""
+
+    status: int
+    body: Any
+    problem: str
+
+
 def auth_headers(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
@@ -44,7 +56,23 @@ async def get_node(dispatcher: str, client_id: str, api_key: str | None) -> Answ
     return await _ask("GET", f"{dispatcher.rstrip('/')}/server/get?{query}", api_key)
 
 
+async def ask_v1(method: str, dispatcher: str, path: str, api_key: str | None, body: object | None = None) -> V1Answer:
+    """`path` begins with /v1; `body` becomes JSON. Raises NoAnswer."""
+    url = dispatcher.rstrip("/") + path
+    status, text, _ = await _exchange(method, url, api_key, None if body is None else orjson.dumps(body))
+    try:
+        fields = orjson.loads(text)
+        return V1Answer(status, fields, str(fields["detail"]) if status >= 400 else "")
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise NoAnswer(f"{url} answered {status}, but not as a dispatcher does; is this its address?") from None
+
+
 async def _ask(method: str, url: str, api_key: str | None, body: bytes | None = None) -> Answer:
+    return _answer(url, *await _exchange(method, url, api_key, body))
+
+
+async def _exchange(method: str, url: str, api_key: str | None, body: bytes | None) -> tuple[int, str, str]:
+    """Status, text, Retry-After. Raises NoAnswer."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     headers |= auth_headers(api_key)
     timeout = aiohttp.ClientTimeout(total=_DEADLINE_S)
@@ -54,7 +82,7 @@ async def _ask(method: str, url: str, api_key: str | None, body: bytes | None = 
             session.request(method, url, data=body, headers=headers) as response,
         ):
             text = await response.text()
-            return _answer(url, response.status, text, response.headers.get("Retry-After", ""))
+            return response.status, text, response.headers.get("Retry-After", "")
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error, aiohttp.InvalidURL):
             raise NoAnswer(f"{url} is not a URL; expected something like {DEFAULT_URL}") from None

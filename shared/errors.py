@@ -7,6 +7,8 @@ Errors with codes: what went wrong, as one word that a program can act on, besid
     │   └── Conflict        409  the same requestId with another body
     ├── Unauthorized        401  no good key or token
     ├── Forbidden           403  a good key without the scope, an origin that is not allowed
+    ├── NotFound            404  what the path names is not there
+    ├── WrongState          409  it is there, and not in a state that allows this
     ├── Overloaded          429  a bounded queue is full; nothing of the request was taken
     ├── Unavailable         503  a part we stand on does not answer; try again
     │   ├── StoreUnavailable     Redis
@@ -81,6 +83,16 @@ class Unauthorized(PushfleetError):
 class Forbidden(PushfleetError):
     code = "forbidden"
     status = 403
+
+
+class NotFound(PushfleetError):
+    code = "not_found"
+    status = 404
+
+
+class WrongState(PushfleetError):
+    code = "wrong_state"
+    status = 409
 
 
 class Overloaded(PushfleetError):

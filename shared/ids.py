@@ -68,6 +68,11 @@ def node_of_session(session_id: str) -> str:
     return session_id.partition("_")[0]
 
 
+def client_of_session(session_id: str) -> str:
+    """The clientId: all between the first and the last `_`."""
+    return session_id.partition("_")[2].rpartition("_")[0]
+
+
 def node_topic(namespace: str, node_id: str) -> str:
     """The topic of a node: derived from its id alone."""
     return f"{namespace}-node-" + _NOT_IN_TOPIC.sub("-", node_id)

@@ -10,10 +10,10 @@ on a single server it stays one call.
 | `{ns}:{{p}}:device:<clientId>`      | hash   | device -> sessionId, with PUSH_SESSION_POLICY=device            |
 | `{ns}:{{p}}:at:<nodeId>`            | set    | sessionIds on the node: an index for who cleans up behind it    |
 | `{ns}:{{nodes}}:ids`                | set    | nodeIds that hold or held a lease                              |
-| `{ns}:{{nodes}}:lease:<nodeId>`     | string | JSON: epoch, url, connections, weight, draining; expires       |
+| `{ns}:{{nodes}}:lease:<nodeId>`     | string | JSON: shared.registry.Lease; expires                           |
 | `{ns}:{{nodes}}:starts`             | zset   | `<nodeId> <epoch>` -> when its lease ends (epoch ms)            |
 | `{ns}:{{nodes}}:burial:<nodeId>`    | string | a janitor cleans up: the node's lease cannot be taken; expires |
-| `{ns}:{{nodes}}:drain:<nodeId>`     | string | a request to drain, JSON                                       |
+| `{ns}:{{nodes}}:drain:<nodeId>`     | string | a request to drain, JSON: shared.registry.DrainRequest; expires |
 | `{ns}:{{nodes}}:store`              | string | a word that is there for as long as Redis keeps its data        |
 | `{ns}:{{nodes}}:outbox`             | stream | topic, lines: what waits for the bus; `outbox-bytes`: its size  |
 | `{ns}:{{nodes}}:lock:<name>`        | string | the token of who holds it; expires; `fence:<name>`: the last    |

@@ -1,8 +1,8 @@
 """
 The life of a role's process: settings, logs, the event loop, signals, the exit code.
 
-SIGTERM and SIGINT ask the role to stop; it then finishes what it accepted and the process exits 0. Wrong settings exit
-2 after saying which variable, what it held and what is expected.
+SIGTERM and SIGINT ask the role to stop; it then finishes what it accepted and the process exits 0. A second one asks it
+to hurry. Wrong settings exit 2 after saying which variable, what it held and what is expected.
 """
 
 from __future__ import annotations
@@ -21,9 +21,20 @@ from shared.settings import RoleSettings, SettingsError, load
 Role = TypeVar("Role", bound=RoleSettings)
 
 
+class Stop(asyncio.Event):
+    """Set by the first signal to stop, `again` by the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = asyncio.Event()
+
+    def signalled(self) -> None:
+        (self.again if self.is_set() else self).set()
+
+
 def run_role(
     settings_class: type[Role],
-    run: Callable[[Role, asyncio.Event], Awaitable[None]],
+    run: Callable[[Role, Stop], Awaitable[None]],
     flags: Mapping[str, object] | None = None,
 ) -> int:
     """Run `run(settings, stop)` until `stop` is set by a signal and it returned. Gives the process's exit code."""
@@ -41,9 +52,9 @@ def run_role(
     return 0
 
 
-async def _until_stopped(settings: Role, run: Callable[[Role, asyncio.Event], Awaitable[None]]) -> None:
-    stop = asyncio.Event()
+async def _until_stopped(settings: Role, run: Callable[[Role, Stop], Awaitable[None]]) -> None:
+    stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.signalled)
     await run(settings, stop)

@@ -30,7 +30,31 @@ _UNREGISTER = Script(_LUA / "unregister.lua")
 _CHECK = Script(_LUA / "check.lua")
 _RENEW = Script(_LUA / "renew.lua")
 _RELEASE = Script(_LUA / "release.lua")
+_ASK_DRAIN = Script(_LUA / "ask_drain.lua")
+_WITHDRAW_DRAIN = Script(_LUA / "withdraw_drain.lua")
+_DRAIN_REQUEST_S = 86_400
 _EMPTY = Slice(0, ())
+
+
+class DrainState(msgspec.Struct, frozen=True):
+    """
+    How far a node's drain is: `left` of the `sessions` it had are still here.
+
+    `by`: "signal" or "request"; `seconds`: how long closing them takes in all.
+    """
+
+    by: str
+    seconds: float
+    sessions: int
+    left: int
+
+
+class DrainRequest(msgspec.Struct, frozen=True):
+    """A request to drain. It is for one epoch of a node; `seconds` None: as the node's settings say."""
+
+    id: str
+    epoch: str = ""
+    seconds: float | None = None
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -39,8 +63,10 @@ class Lease(msgspec.Struct, frozen=True):
     epoch: str
     url: str
     connections: int = 0
+    lag_ms: int = 0
     weight: int = 1
     draining: bool = False
+    drain: DrainState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +94,14 @@ class Renewal:
     held: Held
     drain: bytes
     store_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAnswer:
+    """The node's lease as it is, and whether what was asked for changed anything."""
+
+    lease: Lease
+    changed: bool
 
 
 class Joining(msgspec.Struct, frozen=True):
@@ -143,6 +177,28 @@ class Registry:
         args = (node_id, lease.epoch, int(life_s * 1000), msgspec.json.encode(lease), int(take))
         held, drain, store_id = await self._store.run(_RENEW, names, args)
         return Renewal(Held(held), drain, store_id)
+
+    # -- drains ----------------------------------------------------------------------------------------------
+
+    async def ask_drain(self, node_id: str, request: DrainRequest) -> DrainAnswer | None:
+        """
+        Ask a node to drain, under the epoch it has now; it sees that with its next renewal.
+
+        Nothing changes when it drains already, or was asked to. None: it has no lease.
+        """
+        args = (msgspec.json.encode(request), _DRAIN_REQUEST_S)
+        return await self._drain_call(_ASK_DRAIN, node_id, args)
+
+    async def withdraw_drain(self, node_id: str) -> DrainAnswer | None:
+        """Take a request to drain back. Nothing changes when there is none, or a signal has it drain."""
+        return await self._drain_call(_WITHDRAW_DRAIN, node_id, ())
+
+    async def _drain_call(self, script: Script, node_id: str, args: Sequence[bytes | int]) -> DrainAnswer | None:
+        keys = self._store.keys
+        answer = await self._store.run(script, (keys.lease(node_id), keys.drain(node_id)), args)
+        if answer is None:
+            return None
+        return DrainAnswer(msgspec.json.decode(answer[0], type=Lease), bool(answer[1]))
 
     # -- sessions --------------------------------------------------------------------------------------------
 

@@ -130,10 +130,11 @@ def redis_url(text: str) -> str:
 
 
 def bus_url(text: str) -> str:
+    """Empty stays empty: the default."""
     parts = urlsplit(text)
     if parts.scheme.startswith("redis"):
         return redis_url(text)
-    if parts.scheme != "rocketmq" or not parts.netloc:
+    if text and (parts.scheme != "rocketmq" or not parts.netloc):
         raise ValueError(f"expected rocketmq://host:9876[,host:9876], {EXPECTED}")
     return text
 

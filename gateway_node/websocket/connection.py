@@ -270,9 +270,12 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._paused = True
         self.blocked = True
+        self._gate.blocked += 1
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._gate.blocked -= 1
+        self._gate.unblocked += 1
         if self._pong is not None and self._state == _OPEN:
             self._enqueue(self._pong)
         self._pong = None
@@ -290,6 +293,9 @@ class Connection(asyncio.Protocol):
         self._queued = 0
         gate = self._gate
         gate.alive -= 1
+        if self._paused:
+            self._paused = False
+            gate.blocked -= 1
         gate.opening.drop(self)
         gate.closing.drop(self)
         if not self._told:

@@ -107,12 +107,24 @@ class Deadlines:
 
 class Gate:
     """
-    Makes connections and holds what they share. `alive` counts the TCP connections there are.
+    Makes connections and holds what they share. `alive` counts the TCP connections there are, `blocked` those of them
+    whose kernel takes no more now, `unblocked` how often one was taken from again.
 
     `on_binary` takes binary messages; without it one closes the connection with 1003.
     """
 
-    __slots__ = ("_loop", "alive", "closing", "flusher", "limits", "on_binary", "opening", "upper")
+    __slots__ = (
+        "_loop",
+        "alive",
+        "blocked",
+        "closing",
+        "flusher",
+        "limits",
+        "on_binary",
+        "opening",
+        "unblocked",
+        "upper",
+    )
 
     def __init__(
         self,
@@ -128,6 +140,8 @@ class Gate:
         self.opening = Deadlines(self.limits.handshake_timeout_s)
         self.closing = Deadlines(self.limits.close_timeout_s)
         self.alive = 0
+        self.blocked = 0
+        self.unblocked = 0
         self._loop = loop
 
     def connection(self) -> Connection:

@@ -22,7 +22,7 @@ from shared.store import Store
 from tests.harness.valkey import run_apart
 from tests.harness.valkey_sites import ValkeyCluster
 
-ADAPTERS = ("streams", "rocketmq")
+ADAPTERS = ("streams", "rocketmq", "streams-cluster")
 _SERVERS = {"streams": "valkey", "rocketmq": "shared_rocketmq", "streams-cluster": "valkey_cluster"}
 
 
@@ -57,7 +57,7 @@ async def clustered_store(valkey_cluster: ValkeyCluster, namespace: str) -> Asyn
     await store.close()
 
 
-@pytest.fixture(params=[*ADAPTERS, "streams-cluster"])
+@pytest.fixture(params=ADAPTERS)
 def bus_url(request: pytest.FixtureRequest) -> str:
     """The URL of the server of the run."""
     url: str = request.getfixturevalue(_SERVERS[request.param]).url
@@ -87,7 +87,13 @@ def topic(namespace: str) -> str:
 def breakable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
     """Every test on it leaves it running."""
     folder = tmp_path_factory.mktemp("breakable")
-    server: Breakable = LocalValkey(folder, fsync="always") if request.param == "streams" else LocalRocketMQ(folder)
+    server: Breakable
+    if request.param == "rocketmq":
+        server = LocalRocketMQ(folder)
+    elif request.param == "streams":
+        server = LocalValkey(folder, fsync="always")
+    else:
+        server = ValkeyCluster(folder)
     run_apart(server.start())
     try:
         yield server

@@ -7,20 +7,26 @@ A failover needs nobody: calls fail with StoreUnavailable while it lasts, and go
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from dispatcher.callers import Caller
 from dispatcher.idempotency import Ask, Idempotency, State
 from dispatcher.quota import Quotas
-from shared.errors import StoreUnavailable
+from pushfleet.local_valkey import LocalValkey
+from shared.bus import Bus, open_bus
+from shared.bus.streams.scripts import marker_key
+from shared.errors import BusUnavailable, StoreUnavailable
 from shared.inbox import Inbox, Stored, StoredMessage
 from shared.keys import PARTITIONS, partition_of
 from shared.store import Store
+from tests.harness.bus import bodies_of, read, records_of
 from tests.harness.valkey import run_apart
-from tests.harness.valkey_sites import SERVICE, SentinelSite, ValkeyCluster, ask
+from tests.harness.valkey_sites import SERVICE, ClusterMember, SentinelMember, SentinelSite, ValkeyCluster, ask
 
 DEADLINE_S = 30.0
 CLIENTS = [f"c{number}" for number in range(300)]
@@ -92,8 +98,10 @@ async def test_more_calls_than_connections_wait_for_each_other(clustered_store: 
     """Twenty batches over all partitions at once: 1,280 calls."""
     inbox = Inbox(clustered_store)
     batch = [(client_id, message()) for client_id in CLIENTS]
+    await inbox.store(batch)  # the first call of a client finds the cluster; others queue for that
     async with asyncio.timeout(DEADLINE_S):
-        await asyncio.gather(*(inbox.store(batch) for _ in range(20)))
+        outcomes = await asyncio.gather(*(inbox.store(batch) for _ in range(20)), return_exceptions=True)
+    assert [] == [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     assert len(CLIENTS) == await held(clustered_store, CLIENTS)
 
 
@@ -121,37 +129,68 @@ def breakable_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valk
 
 @pytest.fixture
 async def breakable_store(breakable_cluster: ValkeyCluster, namespace: str) -> AsyncIterator[Store]:
-    store = Store(breakable_cluster.url, namespace=namespace)
+    store = Store(breakable_cluster.url_of_one, namespace=namespace)
     yield store
     await store.close()
 
 
-async def test_a_slot_that_moves_is_followed(breakable_cluster: ValkeyCluster, breakable_store: Store) -> None:
-    """A call for a slot that another master has taken over is answered, the first time too."""
+@pytest.fixture
+async def breakable_bus(breakable_cluster: ValkeyCluster, namespace: str) -> AsyncIterator[Bus]:
+    bus = open_bus(breakable_cluster.url_of_one, namespace=namespace)
+    yield bus
+    await bus.close()
+
+
+async def topic_on(cluster: ValkeyCluster, master: ClusterMember, namespace: str) -> str:
+    """A topic whose keys that master has."""
+    for number in itertools.count():
+        if await cluster.owner_of(marker_key(namespace, f"topic{number}")) is master:
+            return f"topic{number}"
+    raise AssertionError
+
+
+async def test_slots_that_move_are_followed(
+    breakable_cluster: ValkeyCluster, breakable_store: Store, breakable_bus: Bus, namespace: str
+) -> None:
+    """Slots move to another master with what they hold: no call of the store fails, and a waiting reader is served."""
+    owner, taker = breakable_cluster.masters[1:]
+    topic = await topic_on(breakable_cluster, owner, namespace)
+    await breakable_bus.ensure_topic(topic)
+    reader = await breakable_bus.open_reader(topic)
+    waiting = asyncio.create_task(read(reader, 2))
+    await breakable_bus.publish(topic, records_of("before"))
     await until_stored(breakable_store, CLIENTS)
-    key = breakable_store.keys.inbox("mover")
-    slot = await ask(breakable_cluster.masters[0].port, "CLUSTER KEYSLOT", key)
-    in_slot = [client_id for client_id in CLIENTS if partition_of(client_id) == partition_of("mover")]
-    await Inbox(breakable_store).retire([(client_id, ID) for client_id in in_slot])
-    owner = await breakable_cluster.owner_of(key)
-    taker = next(master for master in breakable_cluster.masters if master is not owner)
-    name = await ask(taker.port, "CLUSTER MYID")
-    for member in (taker, *breakable_cluster.members):
-        if member not in breakable_cluster.replicas:
-            await ask(member.port, "CLUSTER SETSLOT", slot, "NODE", name)
-    assert taker is await breakable_cluster.owner_of(key)
+    await breakable_cluster.move_all(owner, taker)
     assert 0 == await until_stored(breakable_store, CLIENTS)
     assert len(CLIENTS) == await held(breakable_store, CLIENTS)
+    await breakable_bus.publish(topic, records_of("after"))
+    assert ["before", "after"] == bodies_of(await waiting)
+    assert taker is await breakable_cluster.owner_of(marker_key(namespace, topic))
+    await breakable_cluster.move_all(taker, owner, half=True)
 
 
-async def test_a_replica_takes_over_in_a_cluster(breakable_cluster: ValkeyCluster, breakable_store: Store) -> None:
-    """The master is killed for good: after the failover the store works, and has what was stored before."""
+async def test_a_replica_takes_over_in_a_cluster(
+    breakable_cluster: ValkeyCluster, breakable_store: Store, breakable_bus: Bus, namespace: str
+) -> None:
+    """
+    The master is killed for good: after the failover store and bus work, and have what they held before.
+
+    It is the only one that their URL names.
+    """
+    victim = breakable_cluster.masters[0]
+    topic = await topic_on(breakable_cluster, victim, namespace)
+    await breakable_bus.ensure_topic(topic)
+    reader = await breakable_bus.open_reader(topic)
+    await breakable_bus.publish(topic, records_of("before"))
     await until_stored(breakable_store, CLIENTS)
-    await wait_for_replica(breakable_cluster.masters[0].port)
-    breakable_cluster.masters[0].kill()
+    await wait_for_replica(victim.port)
+    victim.kill()
+    waiting = asyncio.create_task(read(reader, 2))
     assert 0 < await until_stored(breakable_store, CLIENTS)
     assert breakable_store.available
     assert len(CLIENTS) == await held(breakable_store, CLIENTS)
+    await until_published(breakable_bus, topic, "after")
+    assert ["before", "after"] == bodies_of(await waiting)
     await breakable_cluster.restart()
 
 
@@ -185,41 +224,60 @@ async def wait_for_replica(port: int) -> None:
     assert 1 == await ask(port, "WAIT", 1, int(DEADLINE_S * 1000))
 
 
+async def until_published(bus: Bus, topic: str, body: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                return await bus.publish(topic, records_of(body))
+            except BusUnavailable:
+                pass  # it took its five seconds
+
+
 # -- failovers with Sentinels --------------------------------------------------------------------------------------
 
 
-async def test_a_promoted_replica_is_found_through_sentinels(sentinel_site: SentinelSite) -> None:
-    """The master is killed: calls fail, then work on the promoted replica, which has what was stored before."""
-    store = Store(sentinel_site.url, namespace="t")
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "by hand"])
+async def test_a_promoted_replica_is_found_through_sentinels(
+    sentinel_site: SentinelSite, namespace: str, killed: bool
+) -> None:
+    """
+    The master is killed, or made a replica by hand and lives on.
+
+    Store and bus go to the new master, which has what they held before.
+    """
+    store, bus = Store(sentinel_site.url, namespace=namespace), open_bus(sentinel_site.url, namespace=namespace)
+    await bus.ensure_topic("topic")
+    reader = await bus.open_reader("topic")
+    waiting = asyncio.create_task(read(reader, 2))
+    await bus.publish("topic", records_of("before"))
     await until_stored(store, CLIENTS)
     await wait_for_replica(sentinel_site.master.port)
-    sentinel_site.master.kill()
-    assert 0 < await until_stored(store, ["after"])
+    if killed:
+        sentinel_site.master.kill()
+        assert 0 < await until_stored(store, ["after"])
+    else:
+        await ask(sentinel_site.sentinels[0].port, "SENTINEL FAILOVER", SERVICE)
+        await sentinel_site.until_promoted()
+        await until_stored(store, ["after"])
     assert store.available
     assert len(CLIENTS) == await held(store, CLIENTS)
     assert b"role:master" in await ask(sentinel_site.replica.port, "INFO", "replication")
+    await until_published(bus, "topic", "after")
+    assert ["before", "after"] == bodies_of(await waiting)
     await store.close()
+    await bus.close()
 
 
-async def test_a_master_that_becomes_a_replica_is_left(sentinel_site: SentinelSite) -> None:
-    """A failover by hand: the old master lives on, and takes no writes; the store goes to the new one."""
-    store = Store(sentinel_site.url, namespace="t")
-    await until_stored(store, CLIENTS)
-    await wait_for_replica(sentinel_site.master.port)
-    await ask(sentinel_site.sentinels[0].port, "SENTINEL FAILOVER", SERVICE)
-    await sentinel_site.until_promoted()
-    await until_stored(store, ["after"])
-    assert len(CLIENTS) + 1 == await held(store, [*CLIENTS, "after"])
-    await store.close()
-
-
-async def test_a_service_that_no_sentinel_knows_is_unavailable(sentinel_site: SentinelSite) -> None:
-    """Also when a Sentinel is away."""
-    await sentinel_site.sentinels[0].stop()
-    store = Store(sentinel_site.url.replace(f"/{SERVICE}", "/other"), namespace="t")
-    with pytest.raises(StoreUnavailable):
-        await store.ping()
-    await store.close()
-    known = Store(sentinel_site.url, namespace="t")
-    await known.ping()
-    await known.close()
+async def test_a_service_that_no_sentinel_knows_is_unavailable(
+    valkey: LocalValkey, namespace: str, tmp_path: Path
+) -> None:
+    """Also when one of the Sentinels is away; the service that they know is found."""
+    sentinel = SentinelMember(tmp_path, valkey.port)
+    async with sentinel:
+        url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}"
+        store, known = Store(f"{url}/other", namespace=namespace), Store(f"{url}/{SERVICE}", namespace=namespace)
+        with pytest.raises(StoreUnavailable):
+            await store.ping()
+        await known.ping()
+        await store.close()
+        await known.close()

@@ -35,6 +35,11 @@ class Role:
         self.ready: dict[str, Any] = {}
 
     @property
+    def node_id(self) -> str:
+        """Of a node."""
+        return str(self.ready["node_id"])
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -83,6 +88,27 @@ class Role:
         """SIGTERM; the exit code."""
         return await self._end(signal.SIGTERM)
 
+    def terminate(self) -> None:
+        """SIGTERM, and no waiting."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended by itself or was terminated."""
+        assert self._process is not None
+        assert self._reading is not None
+        async with asyncio.timeout(DEADLINE_S):
+            code = await self._process.wait()
+            await self._reading
+        return code
+
+    async def restart(self) -> None:
+        """Once it has ended: another start at the same address, until its ready line."""
+        port = str(self.ready["port"])
+        self._variables |= {"PUSH_NODE_PORT": port}
+        self._ready.clear()
+        await self.start()
+
     async def kill(self) -> None:
         """SIGKILL: no drain, no goodbye."""
         await self._end(signal.SIGKILL)
@@ -97,13 +123,9 @@ class Role:
 
     async def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
-        assert self._reading is not None
         if self._process.returncode is None:
             self._process.send_signal(number)
-        async with asyncio.timeout(DEADLINE_S):
-            code = await self._process.wait()
-            await self._reading
-        return code
+        return await self.ended()
 
     async def close(self) -> None:
         if self._process is None:
@@ -217,7 +239,7 @@ async def running_cluster(
         "PUSH_BUS_URL": bus_url,
         "PUSH_NAMESPACE": namespace,
         "PUSH_AUTH": "off",
-        "PUSH_DRAIN_SECONDS": "0.2",
+        "PUSH_DRAIN_SECONDS": "0",
     }
     async with AsyncExitStack() as stack:
         timeout = aiohttp.ClientTimeout(total=DEADLINE_S)

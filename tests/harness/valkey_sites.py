@@ -84,6 +84,11 @@ class ValkeyCluster:
     def url(self) -> str:
         return "redis+cluster://" + ",".join(f"127.0.0.1:{member.port}" for member in self.members)
 
+    @property
+    def url_of_one(self) -> str:
+        """Names the first master alone."""
+        return self.url.partition(",")[0]
+
     async def start(self) -> None:
         """Until every member says that the cluster serves all slots."""
         await asyncio.gather(*(member.start() for member in self.members))
@@ -113,6 +118,21 @@ class ValkeyCluster:
             if first <= slot <= last:
                 return next(member for member in self.members if member.port == owner[1])
         raise AssertionError(f"nobody has slot {slot}")
+
+    async def move_all(self, owner: ClusterMember, taker: ClusterMember, *, half: bool = False) -> None:
+        """All slots of a master, or the upper half of each range, go to another with what they hold."""
+        name = await ask(taker.port, "CLUSTER MYID")
+        for first, last, *_ in await self._ranges(owner):
+            begin = (first + last + 1) // 2 if half else first
+            await ask(owner.port, "CLUSTER MIGRATESLOTS", "SLOTSRANGE", begin, last, "NODE", name)
+            await until(partial(self._has_moved, owner, begin))
+        await asyncio.gather(*(until(partial(self._serves, member)) for member in self.members))
+
+    async def _ranges(self, owner: ClusterMember) -> list[list[Any]]:
+        return [part for part in await ask(owner.port, "CLUSTER SLOTS") if part[2][1] == owner.port]
+
+    async def _has_moved(self, owner: ClusterMember, slot: int) -> bool:
+        return not any(first <= slot <= last for first, last, *_ in await self._ranges(owner))
 
     async def _form(self) -> None:
         each = SLOTS // 3

@@ -27,7 +27,7 @@ from redis.crc import key_slot
 
 from shared.backoff import Backoff
 from shared.bus.streams.scripts import ALL, Script
-from shared.bus.streams.site import Address, Site
+from shared.bus.streams.site import Address, Site, Slots
 from shared.errors import BusError
 from shared.logs import get_log
 from shared.metrics import BUS_RECONNECTS
@@ -49,7 +49,7 @@ _AWAY = (
 )
 _AWAY_WORDS = ("MISCONF", "BUSY ", "NOREPLICAS", "MASTERDOWN", "UNBLOCKED")
 
-_PLACE_OF_KEY = {b"EVALSHA": 3, b"XREAD": 6, b"XREADGROUP": 9}
+_PLACE_OF_KEY: dict[Argument, int] = {b"EVALSHA": 3, b"XREAD": 6, b"XREADGROUP": 9}
 """Where a command of ours names its first key, if not at once."""
 
 _log = get_log("bus")
@@ -232,37 +232,47 @@ class ClusterLink:
 
     async def _round(self, commands: Sequence[Command], replies: dict[int, Any]) -> None:
         """Send what has no reply yet. Raises Away, BusError, when every master was asked."""
-        slots = await self._site.slots()
+        slots = await self._slots()
         shares: dict[Address, list[int]] = {}
         for place, command in enumerate(commands):
             if place not in replies:
                 shares.setdefault(slots.owner(_slot_of(command)), []).append(place)
-        faults = await asyncio.gather(
-            *(self._share(address, commands, places, replies) for address, places in shares.items())
-        )
-        away = [fault for fault in faults if fault is not None]
+        calls = [self._share(address, commands, places, replies) for address, places in shares.items()]
+        try:
+            faults = [fault for fault in await asyncio.gather(*calls) if fault is not None]
+        except BaseException:
+            self._site.forget_slots(slots)  # a master that hangs may have been replaced
+            raise
+        away = [fault for fault in faults if isinstance(fault, Away)]
         if away:
-            moved_to = next((fault.moved_to for fault in away if fault.moved_to), None)
-            self._site.forget_slots(slots, moved_to)
-            raise away[0]
+            self._site.forget_slots(slots, next((fault.moved_to for fault in away if fault.moved_to), None))
+        if faults:
+            raise next((fault for fault in faults if isinstance(fault, BusError)), faults[0])
+
+    async def _slots(self) -> Slots:
+        try:
+            return await self._site.slots()
+        except exceptions.ClusterDownError as error:
+            raise Away(str(error)) from None
 
     async def _share(
         self, address: Address, commands: Sequence[Command], places: list[int], replies: dict[int, Any]
-    ) -> Away | None:
+    ) -> Away | BusError | None:
+        """What a master answers is put into `replies`; gives what went wrong."""
         link = self._links.get(address)
         if link is None:
             link = self._links[address] = Link(self._site, address)
         try:
             replies.update(zip(places, await link.once([commands[place] for place in places]), strict=True))
-        except Away as error:
-            self._links.pop(address, None)
+        except (Away, BusError) as error:
             return error
         return None
 
 
 def _slot_of(command: Command) -> int:
-    key = command[_PLACE_OF_KEY.get(command[0], 1)]  # type: ignore[arg-type]
-    return key_slot(key)  # type: ignore[arg-type]
+    key = command[_PLACE_OF_KEY.get(command[0], 1)]
+    assert isinstance(key, bytes)
+    return key_slot(key)
 
 
 def call(script: Script, marker: bytes, *arguments: Argument) -> Command:

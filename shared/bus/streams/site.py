@@ -16,7 +16,7 @@ from typing import Any
 from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterDownError, RedisError
+from redis.exceptions import ClusterDownError, ConnectionError, RedisError
 
 from shared.errors import BusUnavailable
 from shared.logs import OncePerSecond, get_log
@@ -28,29 +28,32 @@ Address = tuple[str, int]
 _CONNECT_S = 2.0
 _MAP_S = 1.0
 _READ_BYTES = 256 * 1024
+_SLOTS = 16384
 
 _log = get_log("bus")
 
 
 class Slots:
-    """Which master has which slots."""
+    """Which master has which slots; every slot has one. `nodes`: all of them, replicas too."""
 
-    __slots__ = ("_ends", "_firsts", "_owners", "nodes")
+    __slots__ = ("_firsts", "_owners", "nodes")
 
     def __init__(self, reply: list[Any], asked: Address) -> None:
-        """From the reply of CLUSTER SLOTS. A node that does not know its own host is at the one that was asked."""
+        """
+        From the reply of CLUSTER SLOTS. A node that does not know its own host is at the one that was asked.
+
+        Raises ClusterDownError when there are slots that nobody has.
+        """
         ranges = sorted((first, last, _address(owner, asked)) for first, last, owner, *_ in reply)
+        missing = _SLOTS - sum(last - first + 1 for first, last, _ in ranges)
+        if missing:
+            raise ClusterDownError(f"nobody has {missing} of the slots")
         self._firsts = [first for first, _, _ in ranges]
-        self._ends = [last for _, last, _ in ranges]
         self._owners = [owner for _, _, owner in ranges]
         self.nodes = {_address(node, asked) for _, _, *nodes in reply for node in nodes}
 
     def owner(self, slot: int) -> Address:
-        """Raises ClusterDownError for a slot that nobody has."""
-        place = bisect_right(self._firsts, slot) - 1
-        if place < 0 or slot > self._ends[place]:
-            raise ClusterDownError(f"nobody has slot {slot}")
-        return self._owners[place]
+        return self._owners[bisect_right(self._firsts, slot) - 1]
 
 
 def _address(node: list[Any], asked: Address) -> Address:
@@ -81,7 +84,7 @@ class Site:
         options: dict[str, Any] = {**parse_url(place.plain)}
         self._connection_class: type[Connection] = options.pop("connection_class", Connection)
         self._options = {
-            **{name: value for name, value in options.items() if name not in ("host", "port")},
+            **{name: value for name, value in options.items() if name not in ("host", "port", "max_connections")},
             "protocol": 2,
             "socket_timeout": None,
             "socket_connect_timeout": _CONNECT_S,
@@ -105,20 +108,25 @@ class Site:
         return self._connection_class(**self._options, host=host, port=port)
 
     async def master(self) -> Address:
-        """The server to talk to; not of a cluster. Raises what redis-py's Sentinel does."""
+        """The server to talk to; not of a cluster. Raises redis-py's ConnectionError."""
         if self._sentinel is None:
             return self._hosts[0]
-        host, port = await self._sentinel.discover_master(self._service)
+        try:
+            host, port = await self._sentinel.discover_master(self._service)
+        except RedisError as error:
+            raise ConnectionError(str(error)) from error
         return host, port
 
     async def slots(self) -> Slots:
-        """The map of the cluster; one that was forgotten is read by one for all. Raises ClusterDownError."""
+        """The map of the cluster; one that was forgotten is read once for all who ask. Raises ClusterDownError."""
+        if self._slots is not None:
+            return self._slots
         async with self._reading:
             if self._slots is None:
                 self._slots = await self._read_slots()
             return self._slots
 
-    def forget_slots(self, slots: Slots, moved_to: Address | None) -> None:
+    def forget_slots(self, slots: Slots, moved_to: Address | None = None) -> None:
         """This map was wrong, or a node of it is away. `moved_to` knows better."""
         if self._slots is not slots:
             return

@@ -17,6 +17,7 @@ from shared.envelope import (
     fill_cut,
     fill_template,
     message_id_of,
+    move_envelope,
     server_envelope,
     session_id_of,
 )
@@ -80,6 +81,16 @@ def test_msg_is_untouched_through_template_line_and_back(msg: bytes) -> None:
     assert b'"msg":' + msg + b',"requestId"' in envelope
     assert session_id_of(envelope) == SESSION
     assert message_id_of(envelope) == ID.encode()
+
+
+def test_an_envelope_moves_to_another_session() -> None:
+    """Nothing but its own sessionId differs, whatever its `msg` holds."""
+    whole = template(b'{"sessionId":"x",\n"to":"y"}')
+    elsewhere = b"10.0.0.1:9000_alice_20201204191140124"
+
+    assert fill_template(whole, elsewhere, b"alice") == move_envelope(
+        fill_template(whole, SESSION, b"alice"), elsewhere
+    )
 
 
 def test_a_cut_template_fills_like_a_whole_one() -> None:

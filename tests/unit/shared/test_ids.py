@@ -10,6 +10,7 @@ from shared.ids import (
     MessageIdMint,
     SessionIdMint,
     client_id_fault,
+    client_of_session,
     is_message_id,
     is_node_id,
     mint_request_id,
@@ -77,6 +78,7 @@ def test_session_id_has_the_contracts_form() -> None:
 
     assert session_id == "172.31.236.11:9000_a_b_20201204111149668"
     assert node_of_session(session_id) == "172.31.236.11:9000"
+    assert client_of_session(session_id) == "a_b"
 
 
 def test_sessions_of_one_client_in_one_millisecond_differ() -> None:

@@ -44,7 +44,7 @@ def test_flags_win_over_the_environment() -> None:
         ("PUSH_INSECURE", "perhaps", "1 or 0"),
         ("PUSH_NODE_HOST", "0.0.0.0", "a loopback address, or PUSH_INSECURE=1"),
         ("PUSH_LOG_LEVEL", "loud", "debug or info"),
-        ("PUSH_SESSION_POLICY", "device", "multi"),
+        ("PUSH_SESSION_POLICY", "some", "multi or device or client"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_expected(variable: str, value: str, expected: str) -> None:

@@ -1,0 +1,38 @@
+"""
+Arrivals: how many connections a second the node lets in.
+
+When a node dies its clients come to the others at once. Beyond a rate they are refused with 503 and told to come back
+in a few seconds, each at a time of its own, before anything costly is done for them: the sessions that are here go on
+being served meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+
+from shared.errors import Unavailable
+
+_BURST_S = 2.0
+_BACK_IN_S = (1, 5)
+
+
+class Arrivals:
+    """A token bucket of `rate` connections a second, two seconds' worth at once; 0 lets everybody in."""
+
+    __slots__ = ("_at", "_left", "_rate")
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._left = rate * _BURST_S
+        self._at = 0.0
+
+    def take(self, now: float) -> None:
+        """One more. Raises Unavailable."""
+        if not self._rate:
+            return
+        if now > self._at:
+            self._left = min(self._rate * _BURST_S, self._left + (now - self._at) * self._rate)
+            self._at = now
+        if self._left < 1.0:
+            raise Unavailable("too many connections at once; come again", retry_after_s=random.randint(*_BACK_IN_S))
+        self._left -= 1.0
