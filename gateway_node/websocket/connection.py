@@ -20,8 +20,8 @@ outbox is dropped and a close frame 4008 is offered until the close deadline. `b
 truth about delivery: after a flush `blocked` is False, and `outbox_bytes` 0, if and only if the kernel took every byte
 of every frame that was given to `send`, those given to a connection that was closing already among them.
 
-All callbacks into the layer above come from the loop, none from inside a call of `send`, `accept`, `refuse`,
-`close` or `abort`. One that raises is logged and its connection closed with 1011.
+Callbacks into the layer above come from the loop, none from inside a call. One that raises is logged and its
+connection closed with 1011.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Connection(asyncio.Protocol):
     @property
     def peer(self) -> str:
         """The peer's address, without its port; empty once TCP is gone."""
-        name = None if self._transport is None else self._transport.get_extra_info("peername")
+        name = self._transport and self._transport.get_extra_info("peername")
         return str(name[0]) if name else ""
 
     @property
@@ -274,8 +274,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._gate.blocked -= 1
-        self._gate.unblocked += 1
+        self._gate.note_unblocked()
         if self._pong is not None and self._state == _OPEN:
             self._enqueue(self._pong)
         self._pong = None
@@ -293,9 +292,8 @@ class Connection(asyncio.Protocol):
         self._queued = 0
         gate = self._gate
         gate.alive -= 1
-        if self._paused:
-            self._paused = False
-            gate.blocked -= 1
+        gate.blocked -= self._paused
+        self._paused = False
         gate.opening.drop(self)
         gate.closing.drop(self)
         if not self._told:

@@ -148,6 +148,11 @@ class Gate:
         """The protocol factory to give to `loop.create_server`."""
         return Connection(self)
 
+    def note_unblocked(self) -> None:
+        """The kernel takes what a connection has again."""
+        self.blocked -= 1
+        self.unblocked += 1
+
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)
 
