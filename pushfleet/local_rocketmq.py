@@ -135,7 +135,8 @@ class LocalRocketMQ:
     A name server and `brokers` broker masters (`broker-a`, `broker-b`, ...) under `data_dir`.
 
     A port of 0 means any free one. A broker takes its port, the one two below and the one above; the next
-    broker's port is 10 further. `broker_options` go into broker.conf as they are.
+    broker's port is 10 further. `broker_options` go into broker.conf as they are, `variables` into the environment of
+    all processes.
     """
 
     data_dir: Path
@@ -145,6 +146,7 @@ class LocalRocketMQ:
     credentials: Credentials | None = None
     tls: ServerTls | None = None
     broker_options: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     broker_heap: str = "512m"
     say: Callable[[str], None] = lambda line: None
     _jars: Path | None = None
@@ -262,7 +264,8 @@ class LocalRocketMQ:
 
     def environment(self) -> dict[str, str]:
         """What the processes are given besides."""
-        return {**os.environ, "ROCKETMQ_HOME": str(self.data_dir), "NAMESRV_ADDR": self.name_server}
+        own = {"ROCKETMQ_HOME": str(self.data_dir), "NAMESRV_ADDR": self.name_server}
+        return {**os.environ, **self.variables, **own}
 
     # -- inside
 

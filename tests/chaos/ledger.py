@@ -1,27 +1,69 @@
-"""What was sent, what was answered 200, and what each client got: pure bookkeeping, and the verdict."""
+"""
+What was sent, what was answered 200, and what each client got: pure bookkeeping, and the verdict.
+
+Times are of the loop's clock, in seconds. A page of the ledger is what was sent since the last verdict; earlier pages
+are kept, so that what comes late or again is known.
+"""
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+
+_INF = float("inf")
+_MARGIN_S = 0.5
 
 
 @dataclass(slots=True)
 class Sent:
-    """One send to one client. Times are of the loop's clock, in seconds."""
+    """One send to one client. `place` numbers the arrivals; `session_id` is where it came first."""
 
     client_id: str
     began: float
     answered: float | None = None
     arrived: float | None = None
+    place: int = 0
+    session_id: str = ""
     message_ids: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """When it began, when it ended (what follows heals by itself), and whom it concerned; nobody named: everybody."""
+
+    start: float
+    end: float
+    clients: Collection[str] = ()
+
+    def concerns(self, sent: Sent) -> bool:
+        return not self.clients or sent.client_id in self.clients
 
 
 @dataclass
 class Verdict:
     """
-    Of one stretch of time. `lost` and `doubled` must be 0: answered 200 and never arrived; arrived under two
-    messageIds, so that an application which knows messages by their id would take it for two.
+    Of one page. What must be 0, in messages:
+
+    lost         answered 200 and never arrived
+    doubled      arrived under two messageIds: an application that knows messages by their id takes it for two
+    misdirected  came to a client, or on a session, that it was not for, or was never sent
+    stale        a node that had been stopped for longer than its lease sent on an old connection what its client had
+                 acknowledged elsewhere before the node went on
+
+    What is reported besides:
+
+    again_same, again_other   the same messageId once more, on the session where it came first, on another one
+    overtaken                 came behind one whose send began after this one's had been answered
+    first_after_start_s       from the start of the fault to the first arrival of a later send, at a client it concerned
+    first_after_end_s         from its end to the first arrival at such a client
+    all_after_end_s           from its end until each such client got something
+    silence_s                 the longest time in which a client got nothing while an answered message waited for it
+    worst_wait_s              from the first try of a send to its arrival
+    p50_before_ms ...         of the same, by when it was sent: before the fault, or from its start on
+    statuses                  how the tries of sends ended: HTTP status, or the name of an error
     """
 
     sent: int
@@ -29,12 +71,24 @@ class Verdict:
     lost: int
     doubled: int
     misdirected: int
-    again_on_the_wire: int
-    first_s: float | None
+    stale: int
+    again_same: int
+    again_other: int
+    overtaken: int
+    first_after_start_s: float | None
+    first_after_end_s: float | None
+    all_after_end_s: float | None
+    silence_s: float
     worst_wait_s: float
-    p50_ms: float
-    p99_ms: float
+    p50_before_ms: float
+    p99_before_ms: float
+    p50_during_ms: float
+    p99_during_ms: float
     statuses: dict[str, int]
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.lost or self.doubled or self.misdirected or self.stale)
 
 
 class Ledger:
@@ -43,9 +97,13 @@ class Ledger:
     def __init__(self) -> None:
         self.sends: dict[str, Sent] = {}
         self.statuses: Counter[str] = Counter()
-        self.again_on_the_wire = 0
         self.misdirected = 0
+        self._resumed = -_INF
+        self._stale = 0
+        self._again_same = 0
+        self._again_other = 0
         self._doubled_late = 0
+        self._places = itertools.count(1)
         self._done: dict[str, Sent] = {}  # of earlier pages
         self._waiting: set[str] = set()
 
@@ -57,54 +115,144 @@ class Ledger:
         self.statuses[status] += 1
 
     def answered(self, key: str, now: float) -> None:
+        """With 200."""
         sent = self.sends[key]
         sent.answered = now
         if sent.arrived is None:
             self._waiting.add(key)
 
-    def arrived(self, key: str, client_id: str, message_id: str, now: float) -> None:
+    def arrived(self, key: str, client_id: str, session_id: str, message_id: str, now: float) -> None:
+        """And is acknowledged at once."""
         sent = self.sends.get(key) or self._done.get(key)
         if sent is None or sent.client_id != client_id:
             self.misdirected += 1
             return
         if sent.arrived is None:
             sent.arrived = now
+            sent.place = next(self._places)
+            sent.session_id = session_id
             self._waiting.discard(key)
         else:
-            self.again_on_the_wire += 1
+            self._again_same += session_id == sent.session_id
+            self._again_other += session_id != sent.session_id
             self._doubled_late += key in self._done and message_id not in sent.message_ids
         sent.message_ids.add(message_id)
+
+    def resumed(self, now: float) -> None:
+        """A node that was stopped for longer than its lease goes on."""
+        self._resumed = now
+
+    def on_abandoned(self, key: str, session_id: str) -> None:
+        """Came on a connection that its client has given up for another one; it is not acknowledged there."""
+        sent = self.sends.get(key) or self._done.get(key)
+        if sent is not None and sent.arrived is not None and sent.session_id != session_id:
+            self._stale += sent.arrived < self._resumed - _MARGIN_S
 
     @property
     def missing(self) -> int:
         """Answered 200 and not arrived so far."""
         return len(self._waiting)
 
-    def close(self, since: float) -> Verdict:
-        """The verdict on all so far, and a fresh page. `since`: when the fault began."""
+    def missing_of(self, client_id: str) -> int:
+        return sum(self.sends[key].client_id == client_id for key in self._waiting)
+
+    def close(self, fault: Fault) -> Verdict:
+        """The verdict on this page, and a fresh one."""
         sends = list(self.sends.values())
-        waits = sorted(sent.arrived - sent.began for sent in sends if sent.arrived is not None)
-        first = [sent.arrived for sent in sends if sent.arrived is not None and sent.began >= since]
+        before, during = waits_ms(sends, -_INF, fault.start), waits_ms(sends, fault.start, _INF)
+        concerned = [sent for sent in sends if fault.concerns(sent)]
         verdict = Verdict(
             sent=len(sends),
             answered=sum(sent.answered is not None for sent in sends),
             lost=len(self._waiting),
             doubled=sum(len(sent.message_ids) > 1 for sent in sends) + self._doubled_late,
             misdirected=self.misdirected,
-            again_on_the_wire=self.again_on_the_wire,
-            first_s=round(min(first) - since, 3) if first else None,
-            worst_wait_s=round(max(waits, default=0.0), 3),
-            p50_ms=round(1000 * _share(waits, 0.5), 2),
-            p99_ms=round(1000 * _share(waits, 0.99), 2),
+            stale=self._stale,
+            again_same=self._again_same,
+            again_other=self._again_other,
+            overtaken=overtaken(sends),
+            first_after_start_s=_first(concerned, fault.start, sent_since=fault.start),
+            first_after_end_s=_first(concerned, fault.end, sent_since=-_INF),
+            all_after_end_s=_all(concerned, fault.end),
+            silence_s=round(longest_silence(sends), 3),
+            worst_wait_s=round(max((*before, *during), default=0.0) / 1000, 3),
+            p50_before_ms=_share(before, 0.5),
+            p99_before_ms=_share(before, 0.99),
+            p50_during_ms=_share(during, 0.5),
+            p99_during_ms=_share(during, 0.99),
             statuses=dict(self.statuses),
         )
+        self._turn_page()
+        return verdict
+
+    def _turn_page(self) -> None:
         self._done |= {key: sent for key, sent in self.sends.items() if sent.answered is not None}
         self.sends = {key: sent for key, sent in self.sends.items() if sent.answered is None}
         self.statuses.clear()
         self._waiting.clear()
-        self.again_on_the_wire = self.misdirected = self._doubled_late = 0
-        return verdict
+        self.misdirected = self._stale = self._again_same = self._again_other = self._doubled_late = 0
 
 
-def _share(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+def waits_ms(sends: Iterable[Sent], since: float, until: float) -> list[float]:
+    """From the first try to the arrival, in order of size, for sends that began in [since, until)."""
+    return sorted(
+        1000 * (sent.arrived - sent.began) for sent in sends if sent.arrived is not None and since <= sent.began < until
+    )
+
+
+def overtaken(sends: Iterable[Sent]) -> int:
+    """The messages that came behind one to the same client whose send began after theirs had been answered."""
+    count = 0
+    for some in _by_client(sends).values():
+        some.sort(key=lambda sent: sent.began)
+        begun = [sent.began for sent in some]
+        earliest = [*itertools.accumulate((sent.place for sent in reversed(some)), min)][::-1]
+        for sent in some:
+            later = bisect_right(begun, _INF if sent.answered is None else sent.answered)
+            count += later < len(some) and earliest[later] < sent.place
+    return count
+
+
+def longest_silence(sends: Iterable[Sent]) -> float:
+    """Over all clients: the longest stretch without an arrival in which a message waited that was answered 200."""
+    longest = 0.0
+    for some in _by_client(sends).values():
+        some.sort(key=lambda sent: sent.place)
+        answered = [_INF if sent.answered is None else sent.answered for sent in some]
+        waiting_since = [*itertools.accumulate(reversed(answered), min)][::-1]
+        last = -_INF
+        for sent, since in zip(some, waiting_since, strict=True):
+            assert sent.arrived is not None
+            longest = max(longest, sent.arrived - max(last, since))
+            last = sent.arrived
+    return longest
+
+
+def _by_client(sends: Iterable[Sent]) -> dict[str, list[Sent]]:
+    """Those that arrived."""
+    found: dict[str, list[Sent]] = {}
+    for sent in sends:
+        if sent.arrived is not None:
+            found.setdefault(sent.client_id, []).append(sent)
+    return found
+
+
+def _first(sends: Sequence[Sent], since: float, *, sent_since: float) -> float | None:
+    arrivals = [
+        sent.arrived
+        for sent in sends
+        if sent.arrived is not None and sent.arrived >= since and sent.began >= sent_since
+    ]
+    return round(min(arrivals) - since, 3) if arrivals else None
+
+
+def _all(sends: Sequence[Sent], since: float) -> float | None:
+    firsts: dict[str, float] = {}
+    for sent in sends:
+        if sent.arrived is not None and sent.arrived >= since:
+            firsts[sent.client_id] = min(sent.arrived, firsts.get(sent.client_id, _INF))
+    return round(max(firsts.values()) - since, 3) if firsts else None
+
+
+def _share(ordered: Sequence[float], share: float) -> float:
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 2) if ordered else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,12 +18,21 @@ from tests.chaos.ledger import Ledger
 _BATCH = 10
 _HEARTBEAT_S = 1.0
 _SILENCE_S = 4.0
+_CONNECT_S = 5.0
+_ASK_S = 2.0
 _TRY_S = 8.0
+_ABANDONED_S = 15.0
 _MOST_AT_ONCE = 60
+_MOST_BEHIND_S = 0.2
+_BULK = "x" * 60_000
 
 
 class Sender:
-    """Sends batches at a steady pace, each item tried until it is answered 200."""
+    """
+    Sends batches at a steady pace, each item tried until it is answered 200.
+
+    Clients in `bulk` get large messages. `pause` lets what is under way be answered and sends no more until `resume`.
+    """
 
     def __init__(
         self, http: aiohttp.ClientSession, urls: Callable[[], Sequence[str]], ledger: Ledger, clients: Sequence[str]
@@ -31,24 +40,52 @@ class Sender:
         self._http = http
         self._urls = urls
         self._ledger = ledger
+        self._everybody = clients
         self._clients = itertools.cycle(clients)
         self._numbers = itertools.count(1)
         self._work: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
-        self.under_way = 0
         self._name = f"{random.randrange(2**32):08x}"
+        self._may_send = asyncio.Event()
+        self._idle = asyncio.Event()
+        self.bulk: frozenset[str] = frozenset()
+        self.resume()
+        self._idle.set()
 
     async def run(self, batches_a_second: float) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            due = max(due + 1 / batches_a_second, loop.time() - 1)
+            due += 1 / batches_a_second
             await asyncio.sleep(max(0.0, due - loop.time()))
+            await self._may_send.wait()
             await self._room.acquire()
-            task = asyncio.create_task(self._send())
+            due = max(due, loop.time() - _MOST_BEHIND_S)  # after a pause or a full house: no burst
+            self._idle.clear()
+            task = asyncio.create_task(self._send(self._next_items(), one_by_one=random.random() < 0.5))
             self._work.add(task)
             task.add_done_callback(self._done)
+
+    async def pause(self, deadline_s: float) -> int:
+        """How many batches are still unanswered then."""
+        self._may_send.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                await self._idle.wait()
+        return len(self._work)
+
+    def resume(self) -> None:
+        self._may_send.set()
+
+    async def probe(self) -> int:
+        """Send to every client; how many were said not to be online."""
+        items: dict[str, Any] = {}
+        for client_id in self._everybody:
+            items |= self._item(client_id)
+        offline: set[str] = set()
+        await self._send(items, one_by_one=False, offline=offline)
+        return len(offline)
 
     async def close(self) -> None:
         for task in list(self._work):
@@ -58,100 +95,160 @@ class Sender:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._work.discard(task)
         self._room.release()
+        if not self._work:
+            self._idle.set()
 
-    async def _send(self) -> None:
-        loop = asyncio.get_running_loop()
-        items = {}
+    def _next_items(self) -> dict[str, Any]:
+        items: dict[str, Any] = {}
         for _ in range(_BATCH):
-            key, client_id = f"{self._name}-{next(self._numbers)}", next(self._clients)
-            items[key] = {"to": client_id, "msg": {"key": key}, "requestId": key}
-            self._ledger.begun(key, client_id, loop.time())
-        self.under_way += 1
-        backoff = Backoff(0.1, 1.0)
-        try:
-            while items:
-                for key in await self._try(items):
-                    self._ledger.answered(key, loop.time())
-                    del items[key]
-                if items:
-                    await asyncio.sleep(backoff.next_s())
-        finally:
-            self.under_way -= 1
+            items |= self._item(next(self._clients))
+        return items
 
-    async def _try(self, items: dict[str, Any]) -> list[str]:
-        """The keys that were answered 200; half of the batches go one by one."""
+    def _item(self, client_id: str) -> dict[str, Any]:
+        key = f"{self._name}-{next(self._numbers)}"
+        msg = {"key": key}
+        if client_id in self.bulk:
+            msg["bulk"] = _BULK
+        self._ledger.begun(key, client_id, asyncio.get_running_loop().time())
+        return {key: {"to": client_id, "msg": msg, "requestId": key}}
+
+    async def _send(self, items: dict[str, Any], *, one_by_one: bool, offline: set[str] | None = None) -> None:
+        """Until each is answered 200; to the keys of `offline` are added those of clients that are not online."""
+        backoff = Backoff(0.1, 1.0)
+        while True:
+            await self._try(items, one_by_one=one_by_one, offline=offline)
+            if not items:
+                return
+            await asyncio.sleep(backoff.next_s())
+
+    async def _try(self, items: dict[str, Any], *, one_by_one: bool, offline: set[str] | None) -> None:
+        """Once; takes out what was answered 200."""
         url = random.choice(self._urls())
-        keys = list(items)
         try:
             async with asyncio.timeout(_TRY_S):
-                if hash(keys[0]) % 2:
-                    return [key for key in keys if await self._post(f"{url}/message/send", items[key]) == 200]
-                async with self._http.post(
-                    f"{url}/message/sendList", data=orjson.dumps(list(items.values()))
-                ) as answer:
-                    body = orjson.loads(await answer.read())
-                    self._ledger.status(str(answer.status))
-                    content = body["content"] or []
-                    return [key for key, item in zip(keys, content, strict=False) if item["success"]]
+                for keys in [[key] for key in items] if one_by_one else [list(items)]:
+                    if one_by_one:
+                        status, answer = await self._post(f"{url}/message/send", items[keys[0]])
+                        answers = [answer]
+                    else:
+                        status, answer = await self._post(f"{url}/message/sendList", [items[key] for key in keys])
+                        answers = answer["content"] if status == 200 else []
+                    if not answers:
+                        self._ledger.status(str(status))
+                    for key, item in zip(keys, answers, strict=bool(answers)):
+                        self._take_answer(key, item, items, offline)
         except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError) as error:
             self._ledger.status(type(error).__name__)
-            return []
 
-    async def _post(self, url: str, item: object) -> int:
-        async with self._http.post(url, data=orjson.dumps(item)) as answer:
-            await answer.read()
-            self._ledger.status(str(answer.status))
-            return answer.status
+    def _take_answer(self, key: str, answer: Any, items: dict[str, Any], offline: set[str] | None) -> None:
+        self._ledger.status(str(answer["statusCode"]))
+        if answer["statusCode"] != 200:
+            return
+        self._ledger.answered(key, asyncio.get_running_loop().time())
+        del items[key]
+        if answer["content"] and offline is not None:
+            offline.add(key)
+
+    async def _post(self, url: str, body: object) -> tuple[int, Any]:
+        async with self._http.post(url, data=orjson.dumps(body)) as answer:
+            return answer.status, orjson.loads(await answer.read())
 
 
 class Client:
-    """One client that always wants a session. `frozen`: it neither reads nor acknowledges while that is set."""
+    """
+    One client that always wants a session.
+
+    It goes round the nodes, or asks a dispatcher where to go, in turn. While `frozen` is set it neither reads nor
+    answers anything; while `slow` is, it reads a message a second. A connection that falls silent is given up for
+    another one, but not closed at once: what still comes on it is told to the ledger.
+    """
 
     def __init__(
-        self, http: aiohttp.ClientSession, client_id: str, urls: Callable[[], Sequence[str]], ledger: Ledger
+        self,
+        http: aiohttp.ClientSession,
+        client_id: str,
+        node_urls: Callable[[], Sequence[str]],
+        dispatcher_urls: Callable[[], Sequence[str]],
+        ledger: Ledger,
     ) -> None:
         self.client_id = client_id
         self.frozen = False
+        self.slow = False
         self.connected = False
-        self.closes: list[int] = []
+        self.url = ""
+        self._wanted_url = ""
         self._http = http
-        self._urls = urls
+        self._node_urls = node_urls
+        self._dispatcher_urls = dispatcher_urls
         self._ledger = ledger
-        self._place = random.randrange(100)
+        self._attempts = random.randrange(100)
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    def move(self, url: str) -> None:
+        """To this node."""
+        self.connected = False
+        self._wanted_url = url
 
     async def run(self) -> None:
         """Until cancelled."""
         backoff = Backoff(0.1, 2.0)
-        while True:
-            try:
-                await self._session()
-                backoff.reset()
-            except (aiohttp.ClientError, TimeoutError, OSError):
-                await asyncio.sleep(backoff.next_s())
-            self.connected = False
-
-    async def _session(self) -> None:
-        urls = self._urls()
-        self._place += 1
-        url = urls[self._place % len(urls)]
-        async with asyncio.timeout(5.0):
-            socket = await self._http.ws_connect(
-                f"{url}?clientId={self.client_id}&ack=1", autoclose=True, timeout=_CLOSE
-            )
-        self.connected = True
         try:
-            await self._read(socket)
+            while True:
+                with suppress(aiohttp.ClientError, TimeoutError, OSError):
+                    await self._session(backoff)
+                self.connected = False
+                await asyncio.sleep(backoff.next_s())
         finally:
-            transport = socket.get_extra_info("transport")
-            if transport is not None:
-                transport.abort()
+            for task in self._abandoned:
+                task.cancel()
+            await asyncio.gather(*self._abandoned, return_exceptions=True)
 
-    async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _session(self, backoff: Backoff) -> None:
+        self.url = await self._where()
+        async with asyncio.timeout(_CONNECT_S):
+            socket = await self._http.ws_connect(
+                f"{self.url}?clientId={self.client_id}&ack=1", autoping=False, timeout=_CLOSE, max_msg_size=0
+            )
+        given_up = False
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                first = await socket.receive()
+            if first.type is not aiohttp.WSMsgType.TEXT:
+                return
+            self.connected = True
+            backoff.reset()
+            session_id = orjson.loads(first.data)["sessionId"]
+            given_up = await self._read(socket, session_id)
+        finally:
+            if given_up:
+                self._own(self._listen(socket, session_id))
+            else:
+                _abort(socket)
+
+    async def _where(self) -> str:
+        """The URL of a node."""
+        if self._wanted_url:
+            url, self._wanted_url = self._wanted_url, ""
+            return url
+        self._attempts += 1
+        if self._attempts % 2:
+            url = random.choice(self._dispatcher_urls())
+            with suppress(aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError, TypeError):
+                async with (
+                    asyncio.timeout(_ASK_S),
+                    self._http.get(f"{url}/server/get?clientId={self.client_id}") as answer,
+                ):
+                    return str(orjson.loads(await answer.read())["content"]["url"])
+        urls = self._node_urls()
+        return urls[self._attempts // 2 % len(urls)]
+
+    async def _read(self, socket: aiohttp.ClientWebSocketResponse, session_id: str) -> bool:
+        """Until it ends (False), or is silent for too long (True)."""
         loop = asyncio.get_running_loop()
         heard, beaten = loop.time(), 0.0
-        while True:
-            while self.frozen:
-                await asyncio.sleep(0.1)
+        while not self._wanted_url:
+            if self.frozen or self.slow:
+                await self._do_not_read(socket)
                 heard = loop.time()
             if loop.time() - beaten > _HEARTBEAT_S:
                 beaten = loop.time()
@@ -159,29 +256,80 @@ class Client:
             with suppress(TimeoutError):
                 message = await socket.receive(timeout=_HEARTBEAT_S / 2)
                 heard = loop.time()
-                if message.type is not aiohttp.WSMsgType.TEXT:
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    await self._take(socket, session_id, message.data)
+                elif message.type is aiohttp.WSMsgType.PING:
+                    await socket.pong(message.data)
+                else:
                     await self._closed(socket, message)
-                    return
-                await self._take(socket, message.data)
+                    return False
             if loop.time() - heard > _SILENCE_S:
-                return
+                return True
+        return False
 
-    async def _take(self, socket: aiohttp.ClientWebSocketResponse, text: str) -> None:
+    async def _do_not_read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Nothing is taken out of the kernel either."""
+        transport = _transport(socket)
+        if transport is None or transport.is_closing():
+            return
+        transport.pause_reading()
+        await asyncio.sleep(0.1 if self.frozen else 0.9)
+        while self.frozen:  # noqa: ASYNC110 - tests set it by hand
+            await asyncio.sleep(0.1)
+        if not transport.is_closing():
+            transport.resume_reading()
+        await asyncio.sleep(0)
+
+    async def _take(self, socket: aiohttp.ClientWebSocketResponse, session_id: str, text: str) -> None:
         frame = orjson.loads(text)
         if frame["msgType"] != 1:
             return
-        if frame["to"] != self.client_id:
+        if frame["to"] != self.client_id or frame["sessionId"] != session_id:
             self._ledger.misdirected += 1
         now = asyncio.get_running_loop().time()
-        self._ledger.arrived(frame["msg"]["key"], self.client_id, frame["messageId"], now)
+        self._ledger.arrived(frame["msg"]["key"], self.client_id, session_id, frame["messageId"], now)
         await socket.send_str('{"msgType":2,"messageId":"%s"}' % frame["messageId"])
 
     async def _closed(self, socket: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> None:
-        code = socket.close_code or 1006
-        self.closes.append(code)
-        if code == 1001:
+        """As 1001 asks: it tells how long to wait before the next connection."""
+        if socket.close_code == 1001:
+            self.connected = False
             with suppress(orjson.JSONDecodeError, KeyError, TypeError):
                 await asyncio.sleep(orjson.loads(message.extra or "")["reconnectIn"] / 1000)
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+    async def _listen(self, socket: aiohttp.ClientWebSocketResponse, session_id: str) -> None:
+        """To a connection that was given up."""
+        try:
+            async with asyncio.timeout(_ABANDONED_S):
+                while True:
+                    message = await socket.receive()
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        frame = orjson.loads(message.data)
+                        if frame["msgType"] == 1:
+                            self._ledger.on_abandoned(frame["msg"]["key"], session_id)
+                    elif message.type is not aiohttp.WSMsgType.PING:
+                        return
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return
+        finally:
+            _abort(socket)
+
+
+def _abort(socket: aiohttp.ClientWebSocketResponse) -> None:
+    transport = _transport(socket)
+    if transport is not None:
+        transport.abort()
+
+
+def _transport(socket: aiohttp.ClientWebSocketResponse) -> asyncio.Transport | None:
+    """aiohttp has no public way to it."""
+    connection = socket._response.connection
+    return connection.transport if connection is not None else None
 
 
 _CLOSE = aiohttp.ClientWSTimeout(ws_close=1.0)

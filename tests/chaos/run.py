@@ -1,141 +1,124 @@
 """
 `make chaos`: random faults for so many minutes on a real RocketMQ and Valkey, and what became of every message.
 
-    python -m tests.chaos.run [--minutes 20] [--seed N] [--only node_killed,valkey_killed] [--out FILE]
+    python -m tests.chaos.run [--minutes 20] [--seed N] [--only node_killed,valkey_killed]
+    python -m tests.chaos.run --replay node_killed:123 --replay 'redis_cut + broker_killed:7'
 
 The seed is printed first; the same seed makes the same faults with the same parameters in the same order (what the
-machine does meanwhile is its own). Ends with 1 when a message that was answered 200 was lost, arrived under two ids, or
-went to the wrong client.
+machine does meanwhile is its own). Each round has a seed of its own, which `--replay` takes. Ends with 1 when a message
+that was answered 200 was lost, arrived under two ids or went to the wrong client, when something did not become whole
+again or an inbox not empty.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import random
+import shlex
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import uvloop
 
-from tests.chaos.faults import FAULTS
-from tests.chaos.ledger import Verdict
+from bench.results import RESULTS
+from tests.chaos import full_disk
+from tests.chaos.faults import FAULTS, broker_disk_full
+from tests.chaos.report import Run, keep, line, table
+from tests.chaos.rounds import Plan, draw, play
 from tests.chaos.site import Site, running_site
 
 _CALM_S = 2.0
+_LOG_LINES = 12
 
 
-async def one_fault(site: Site, name: str, chance: random.Random) -> tuple[Verdict, float]:
-    """Make it happen, wait until all is whole; the verdict and the seconds that healing took."""
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    await FAULTS[name](site, chance)
-    healed_s = await site.until_whole()
-    await asyncio.sleep(_CALM_S)
-    await site.until_whole()
-    return site.ledger.close(start), round(healed_s, 2)
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; the exit code."""
+    options = _options(arguments)
+    plans = _plans(options)
+    command = shlex.join(["python", "-m", "tests.chaos.run", *(sys.argv[1:] if arguments is None else arguments)])
+    if "--seed" not in command and not options.replay:
+        command += f" --seed {options.seed}"
+    _say(f"seed {options.seed}: {command}")
+    began, clock = datetime.now(UTC), time.monotonic()
+    run = Run(options.seed, command, began, 0.0, [])
+    try:
+        uvloop.run(_run(run, plans, clock + 60 * options.minutes))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _say("\n".join((*table(run.rounds), "interrupted: not kept")))
+        return 130
+    run = Run(options.seed, command, began, (time.monotonic() - clock) / 60, run.rounds)
+    _say("\n".join(table(run.rounds)))
+    _say(run.summary())
+    _say(f"kept as {keep(run, options.out).name} and .md in {options.out.name}")
+    return 0 if run.is_good else 1
 
 
-def is_good(verdict: Verdict) -> bool:
-    return not (verdict.lost or verdict.doubled or verdict.misdirected)
-
-
-async def run(minutes: float, seed: int, names: Sequence[str]) -> dict[str, Any]:
-    chance = random.Random(seed)
-    rows: list[dict[str, Any]] = []
-    end = time.monotonic() + 60 * minutes
+async def _run(run: Run, plans: Iterator[Plan], end: float) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="pushfleet-chaos-") as folder:
-        async with running_site(Path(folder)) as site:
+        async with running_site(Path(folder), with_full_disk=full_disk.can_be_built()) as site:
             await asyncio.sleep(_CALM_S)
-            rows.append({"fault": "none", "healed_s": 0.0, **asdict(site.ledger.close(float("inf")))})
-            order: list[str] = []
-            while time.monotonic() < end:
-                if not order:
-                    order = chance.sample(names, len(names))
-                name = order.pop()
-                verdict, healed_s = await one_fault(site, name, random.Random(chance.randrange(2**32)))
-                rows.append({"fault": name, "healed_s": healed_s, **asdict(verdict)})
-                _say(rows[-1], end)
-                if not is_good(verdict):
+            for plan in plans:
+                if run.rounds and time.monotonic() > end:
+                    return
+                round_ = await play(site, plan)
+                run.rounds.append(round_)
+                _say(f"{line(round_)}  ({max(0, round(end - time.monotonic()))} s to go)")
+                if not round_.is_good:
                     _show_logs(site)
-            for sender in site.senders:
-                await sender.close()
-            await site.until_whole()
-            left = await site.until_inboxes_are_empty()
-    return {"seed": seed, "left_in_inboxes": left, "rows": rows}
 
 
-def _say(row: dict[str, Any], end: float) -> None:
-    left = max(0, round(end - time.monotonic()))
-    print(  # noqa: T201
-        f"{row['fault']:<30} answered {row['answered']:>5}  lost {row['lost']}  doubled {row['doubled']}  again on the "
-        f"wire {row['again_on_the_wire']:>4}  healed {row['healed_s']:>5} s  worst wait {row['worst_wait_s']:>6} s  "
-        f"({left} s to go)",
-        flush=True,
+def _plans(options: argparse.Namespace) -> Iterator[Plan]:
+    if options.replay:
+        yield from options.replay
+        return
+    yield Plan("none", 0)
+    yield from draw(random.Random(options.seed), options.only)
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
+    parser.add_argument("--only", type=_names, default=_names(""), help="names of faults, comma separated")
+    parser.add_argument("--replay", type=Plan.read, action="append", help="NAME:SEED of a round; may be repeated")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    options = parser.parse_args(arguments)
+    if options.replay:
+        options.minutes = 24 * 60.0
+    return options
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",") if text else list(FAULTS)
+    unknown = set(names) - set(FAULTS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
+    if not full_disk.can_be_built() and broker_disk_full.__name__ in names:
+        _say("NOTE: no C compiler (or not Linux): broker_disk_full is left out")
+        names.remove(broker_disk_full.__name__)
+    return names
 
 
 def _show_logs(site: Site) -> None:
-    for part in (*site.nodes, *site.dispatchers):
-        print(f"-- {part.module}\n{part.role.log_text()}", file=sys.stderr)  # noqa: T201
+    for part in site.parts:
+        lines = part.role.log_text().splitlines()[-_LOG_LINES:]
+        _say("\n".join((f"-- {part.module} {part.port}", *lines)), sys.stderr)
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a fault, over all its times."""
-    lines = [
-        "| fault | times | sent | answered 200 | lost | doubled | again on the wire | first delivery after its start, "
-        "worst | healed, worst | longest wait of a message |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(row["fault"] for row in rows):
-        some = [row for row in rows if row["fault"] == name]
-        total = {
-            key: sum(row[key] for row in some) for key in ("sent", "answered", "lost", "doubled", "again_on_the_wire")
-        }
-        first = max((row["first_s"] for row in some if row["first_s"] is not None), default=0.0)
-        healed = max(row["healed_s"] for row in some)
-        worst = max(row["worst_wait_s"] for row in some)
-        cells = (name, len(some), *total.values(), f"{first:.2f} s", f"{healed:.1f} s", f"{worst:.1f} s")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description=__doc__, formatter_class=_Raw)
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32))
-    parser.add_argument("--only", default=",".join(FAULTS), help="names of faults, comma separated")
-    parser.add_argument("--out", type=Path, default=Path("bench/results") / f"{time.strftime('%Y-%m-%d')}-chaos.json")
-    options = parser.parse_args()
-    names = options.only.split(",")
-    unknown = set(names) - set(FAULTS)
-    if unknown:
-        parser.error(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)}")
-    print(f"seed {options.seed}: repeat with --seed {options.seed} --minutes {options.minutes:g}", flush=True)  # noqa: T201
-    result = uvloop.run(run(options.minutes, options.seed, names))
-    result |= {
-        "command": f"python -m tests.chaos.run --minutes {options.minutes:g} --seed {options.seed}",
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
-        "versions": {"rocketmq": "5.5.0"},
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result["rows"]))  # noqa: T201
-    good = all(not (row["lost"] or row["doubled"] or row["misdirected"]) for row in result["rows"])
-    print(f"left in inboxes: {result['left_in_inboxes']}; {options.out}")  # noqa: T201
-    return 0 if good and not result["left_in_inboxes"] else 1
-
-
-class _Raw(argparse.RawDescriptionHelpFormatter):
-    pass
+def _say(text: str, file: TextIO | None = None) -> None:
+    print(text, file=file or sys.stdout, flush=True)
 
 
 if __name__ == "__main__":
