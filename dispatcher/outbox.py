@@ -36,7 +36,8 @@ _ADD = Script(_LUA / "outbox_add.lua")
 _READ = Script(_LUA / "outbox_read.lua")
 _DONE = Script(_LUA / "outbox_done.lua")
 _MOST_ENTRIES = 100_000
-_ENTRIES_A_STEP = 64
+_ENTRIES_A_STEP = 256
+_BYTES_A_STEP = 4 << 20
 _LOOK_S = 1.0
 _LOCK_S = 20.0  # longer than a publish may take
 _log = get_log("outbox")
@@ -154,25 +155,36 @@ class Outbox:
 
     async def _step(self, to_bus: ToBus) -> bool:
         """Publish the oldest entries, if it is this dispatcher's turn; whether there is more to do at once."""
-        if not await self._look():
+        if not self._lock.token and not await self._look():
             return False
         if not await self._lock.hold():
             return False
-        return await self._publish_some(to_bus)
+        entries = await self._oldest()
+        if not entries:
+            await self._lock.release()
+            return False
+        return await self._publish_some(entries, to_bus)
 
-    async def _publish_some(self, to_bus: ToBus) -> bool:
+    async def _publish_some(self, entries: list[Entry], to_bus: ToBus) -> bool:
         by_topic: dict[str, list[Entry]] = {}
-        for entry in await self._oldest():
+        for entry in entries:
             by_topic.setdefault(entry.topic, []).append(entry)
         outcomes = await asyncio.gather(*(self._publish_topic(to_bus, *each) for each in by_topic.items()))
-        done = [entry.id for published, _ in outcomes for entry in published]
-        if done:
-            names = (self._key, self._bytes_key, self._lock.key)
-            await self._store.run(_DONE, names, (self._lock.token, *done))
+        left = await self._take_out([entry.id for published, _ in outcomes for entry in published])
         for _, error in outcomes:
             if error is not None:
                 raise error
-        return await self._look() > 0
+        return left
+
+    async def _take_out(self, ids: list[bytes]) -> bool:
+        """Whether there is more. What another took the lock for stays, and is published once more."""
+        if not ids:
+            return True
+        names = (self._key, self._bytes_key, self._lock.key)
+        left, size = await self._store.run(_DONE, names, (self._lock.token, *ids))
+        if left >= 0:
+            self._note(left, size)
+        return bool(left)
 
     async def _publish_topic(
         self, to_bus: ToBus, topic: str, entries: list[Entry]
@@ -194,12 +206,12 @@ class Outbox:
     async def _look(self) -> int:
         """The number of entries."""
         entries: int
-        entries, size = await self._store.run(_READ, (self._key, self._bytes_key), (0,))
+        entries, size = await self._store.run(_READ, (self._key, self._bytes_key), (0, 0))
         self._note(entries, size)
         return entries
 
-    async def _oldest(self, most: int = _ENTRIES_A_STEP) -> list[Entry]:
-        answer = await self._store.run(_READ, (self._key, self._bytes_key), (most,))
+    async def _oldest(self) -> list[Entry]:
+        answer = await self._store.run(_READ, (self._key, self._bytes_key), (_ENTRIES_A_STEP, _BYTES_A_STEP))
         self._note(answer[0], answer[1])
         return [Entry(answer[i], answer[i + 1].decode(), answer[i + 2]) for i in range(2, len(answer), 3)]
 

@@ -146,13 +146,15 @@ class Routes:
         reason = "no name server answers"
         for server in list(self._servers):
             try:
-                frame = await server.call(codes.ROUTE, {"topic": topic, "acceptStandardJsonOnly": "true"})
+                frame = await _ask_route(server, topic)
                 if frame.code == codes.TOPIC_NOT_EXIST:
-                    if self._is_believable(topic, await self._masters_of(server)):
-                        self._prefer(server)
-                        raise TopicMissing(f"there is no topic {topic}")
-                    reason = f"the brokers that hold {topic} are down"
-                    continue
+                    if not self._is_believable(topic, await self._masters_of(server)):
+                        reason = f"the brokers that hold {topic} are down"
+                        continue
+                    frame = await _ask_route(server, topic)  # a broker may have come back between the two answers
+                if frame.code == codes.TOPIC_NOT_EXIST:
+                    self._prefer(server)
+                    raise TopicMissing(f"there is no topic {topic}")
                 route = _parse_route(frame)
             except BusUnavailable as error:
                 reason = str(error)
@@ -175,6 +177,10 @@ class Routes:
         if self._servers[0] is not server:
             self._servers.remove(server)
             self._servers.insert(0, server)
+
+
+async def _ask_route(server: Connection, topic: str) -> Frame:
+    return await server.call(codes.ROUTE, {"topic": topic, "acceptStandardJsonOnly": "true"})
 
 
 def _retrieve(task: asyncio.Task[Route]) -> None:
