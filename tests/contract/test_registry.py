@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,19 +33,6 @@ _stamps = itertools.count(20260101000000000)
 def session_id(client_id: str, node_id: str = NODE) -> str:
     """Each later than the one before."""
     return f"{node_id}_{client_id}_{next(_stamps)}"
-
-
-@pytest.fixture(params=["valkey", "valkey_cluster"], ids=["single", "cluster"])
-def store_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(request.param).url
-    return url
-
-
-@pytest.fixture
-async def store(store_url: str, namespace: str) -> AsyncIterator[Store]:
-    store = Store(store_url, namespace=namespace)
-    yield store
-    await store.close()
 
 
 async def register(

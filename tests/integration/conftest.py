@@ -22,6 +22,13 @@ async def cluster(valkey: LocalValkey, shared_rocketmq: LocalRocketMQ) -> AsyncI
         yield running
 
 
+@pytest.fixture(params=["valkey", "shared_rocketmq"], ids=["streams", "rocketmq"])
+def bus_url(request: pytest.FixtureRequest) -> str:
+    """Each kind of bus, for a cluster of the test's own."""
+    url: str = request.getfixturevalue(request.param).url
+    return url
+
+
 @pytest.fixture
 def name() -> Callable[[str], str]:
     """A clientId that no other test uses."""

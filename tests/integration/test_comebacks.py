@@ -12,12 +12,6 @@ from tests.harness.remains import logged, messages, node_id_of, remains_of, sock
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-@pytest.fixture(params=["valkey", "shared_rocketmq"], ids=["streams", "rocketmq"])
-def bus_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(request.param).url
-    return url
-
-
 async def test_a_node_that_wakes_up_after_its_burial(valkey: LocalValkey, bus_url: str, namespace: str) -> None:
     """It makes its topic anew, registers its session under a new epoch, and what was stored meanwhile arrives."""
     async with (

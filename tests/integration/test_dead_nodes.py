@@ -11,17 +11,11 @@ import pytest
 
 from pushfleet.local_valkey import LocalValkey
 from tests.harness.client import connected
-from tests.harness.cluster import Role, running_cluster
+from tests.harness.cluster import Cluster, Role, running_cluster
 from tests.harness.dispatcher import Site, running_dispatcher
-from tests.harness.remains import logged, messages, node_id_of, remains_of, socket_of, until, until_arrives
+from tests.harness.remains import Remains, logged, messages, node_id_of, remains_of, socket_of, until, until_arrives
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-@pytest.fixture(params=["valkey", "shared_rocketmq"], ids=["streams", "rocketmq"])
-def bus_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(request.param).url
-    return url
 
 
 async def test_a_killed_node_leaves_nothing(valkey: LocalValkey, bus_url: str, namespace: str) -> None:
@@ -100,6 +94,19 @@ async def test_what_nobody_stored_goes_to_where_its_client_is_now(
     assert "to all" not in messages(new)
 
 
+async def begin_a_burial(cluster: Cluster, remains: Remains, bus: LocalValkey) -> str:
+    """The node is dead, and the first dispatcher has marked it; the bus and the other dispatcher are stopped."""
+    node_id = node_id_of(cluster.nodes[0])
+    await remains.be_janitor()
+    await cluster.nodes[0].kill()
+    cluster.dispatchers[1].pause()
+    await remains.until_dead(node_id)
+    os.kill(bus.pid, signal.SIGSTOP)
+    await remains.lock.release()
+    await remains.until_marked(node_id)
+    return node_id
+
+
 async def test_a_janitor_that_is_killed_in_the_middle(
     private_valkey: LocalValkey, valkey: LocalValkey, namespace: str
 ) -> None:
@@ -108,15 +115,8 @@ async def test_a_janitor_that_is_killed_in_the_middle(
         running_cluster(valkey.url, private_valkey.url, namespace, dispatchers=2, PUSH_LEASE="1") as cluster,
         remains_of(valkey.url, private_valkey.url, namespace) as remains,
     ):
-        node_id = node_id_of(cluster.nodes[0])
-        await remains.be_janitor()
-        await cluster.nodes[0].kill()
-        cluster.dispatchers[1].pause()
         try:
-            await remains.until_dead(node_id)
-            os.kill(private_valkey.pid, signal.SIGSTOP)
-            await remains.lock.release()
-            await remains.until_marked(node_id)
+            node_id = await begin_a_burial(cluster, remains, private_valkey)
             await cluster.dispatchers[0].kill()
         finally:
             os.kill(private_valkey.pid, signal.SIGCONT)
@@ -139,15 +139,8 @@ async def test_a_janitor_that_was_stopped_for_too_long(
         ) as cluster,
         remains_of(valkey.url, private_valkey.url, namespace) as remains,
     ):
-        node_id = node_id_of(cluster.nodes[0])
-        await remains.be_janitor()
-        await cluster.nodes[0].kill()
-        cluster.dispatchers[1].pause()
         try:
-            await remains.until_dead(node_id)
-            os.kill(private_valkey.pid, signal.SIGSTOP)
-            await remains.lock.release()
-            await remains.until_marked(node_id)
+            node_id = await begin_a_burial(cluster, remains, private_valkey)
             cluster.dispatchers[0].pause()
             os.kill(private_valkey.pid, signal.SIGCONT)
             cluster.dispatchers[1].resume()

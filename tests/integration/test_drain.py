@@ -9,117 +9,36 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
-import orjson
 import pytest
 
 from pushfleet.local_valkey import LocalValkey
-from shared.bus import open_bus
-from shared.errors import TopicMissing
 from shared.registry import DrainRequest
 from shared.store import Store
 from tests.harness.client import Client
-from tests.harness.cluster import Answer, Cluster, Role, running_cluster
-from tests.integration.test_cli import run
+from tests.harness.cluster import Cluster, Role, running_cluster
+from tests.harness.drain import (
+    DEADLINE_S,
+    FOREVER,
+    advice,
+    ask,
+    clients_on,
+    draining,
+    exists,
+    left_in_redis,
+    logged,
+    open_ones,
+    seen,
+    serving,
+    until,
+    until_seen,
+)
 from tests.integration.test_faults import stop_reading
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-DEADLINE_S = 25.0
-FOREVER = 3600
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - what is waited for has no event of its own
-            await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def clients_on(cluster: Cluster, count: int, name: str = "c") -> AsyncIterator[list[Client]]:
-    """c0, c1, ... with a session each, on the first node."""
-    url = cluster.socket_url(0)
-    clients = [Client(await cluster.http.ws_connect(f"{url}?clientId={name}{n}&ack=1")) for n in range(count)]
-    try:
-        for client in clients:
-            await client.receive()
-        yield clients
-    finally:
-        for client in clients:
-            await client.close()
-
-
-async def ask(cluster: Cluster, method: str, node: Role, **body: object) -> Answer:
-    url = f"{cluster.dispatcher_url}/v1/nodes/{node.node_id}/drain"
-    async with cluster.http.request(method, url, json=body or None) as answer:
-        return Answer(answer.status, answer.headers.copy(), await answer.json(content_type=None))
-
-
-async def seen(cluster: Cluster, node: Role) -> dict[str, Any] | None:
-    """The node as the dispatcher lists it."""
-    nodes = (await cluster.get("/v1/nodes")).body["nodes"]
-    return next((one for one in nodes if one["nodeId"] == node.node_id), None)
-
-
-async def until_seen(cluster: Cluster, node: Role, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            found = await seen(cluster, node)
-            if found is not None and holds(found):
-                return found
-            await asyncio.sleep(0.05)
-
-
-def draining(found: dict[str, Any]) -> bool:
-    return bool(found["state"] == "draining")
-
-
-def serving(found: dict[str, Any]) -> bool:
-    return bool(found["state"] == "serving")
-
-
-def open_ones(clients: list[Client]) -> list[Client]:
-    return [client for client in clients if not client.socket.closed]
-
-
-def advice(client: Client) -> int:
-    told: int = orjson.loads(client.close_reason)["reconnectIn"]
-    return told
-
-
-def logged(node: Role, event: str) -> list[dict[str, Any]]:
-    return [line for line in node.log if line.get("event") == event]
-
-
-async def left_in_redis(valkey: LocalValkey, namespace: str, node: Role) -> list[str]:
-    """Whatever names the node, besides its clients' last node; and routes."""
-    store = Store(valkey.url, namespace=namespace)
-    redis: Any = store.redis
-    left = [start.decode() for start in await redis.zrange(store.keys.starts, 0, -1)]
-    left += [one.decode() for one in await redis.smembers(store.keys.node_ids)]
-    left += [name.decode() async for name in redis.scan_iter(f"{namespace}:*")]
-    await store.close()
-    return [name for name in left if (node.node_id in name or ":route:" in name) and ":last:" not in name]
-
-
-async def exists(bus_url: str, namespace: str, topic: str) -> bool:
-    bus = open_bus(bus_url, namespace=namespace)
-    try:
-        return await bus.queue_count(topic) > 0
-    except TopicMissing:
-        return False
-    finally:
-        await bus.close()
-
-
-@pytest.fixture(params=["valkey", "shared_rocketmq"], ids=["streams", "rocketmq"])
-def bus_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(request.param).url
-    return url
 
 
 async def test_a_node_leaves_on_request(valkey: LocalValkey, bus_url: str, namespace: str) -> None:
@@ -224,7 +143,7 @@ async def test_a_signal_cannot_be_taken_back_and_a_second_one_hurries(valkey: Lo
 
 
 async def test_a_signal_takes_over_what_a_request_began(valkey: LocalValkey, namespace: str) -> None:
-    """From then on it cannot be taken back, though the request is."""
+    """From then on it cannot be taken back; a request that is gone from Redis all the same changes nothing."""
     async with (
         running_cluster(valkey.url, valkey.url, namespace, PUSH_DRAIN_SECONDS="0.5") as cluster,
         clients_on(cluster, 5) as clients,
@@ -235,11 +154,17 @@ async def test_a_signal_takes_over_what_a_request_began(valkey: LocalValkey, nam
         node.terminate()
         await until_seen(cluster, node, lambda found: found["drain"]["by"] == "signal")
         aborted = await ask(cluster, "DELETE", node)
+        store = Store(valkey.url, namespace=namespace)
+        removed = await store.redis.delete(store.keys.drain(node.node_id))
+        await store.close()
+        before = len(logged(node, "drain_progress"))
+        await until(lambda: len(logged(node, "drain_progress")) >= before + 3)  # a few renewals later
         node.terminate()
         codes = [await client.closed() for client in clients]
         code = await node.ended()
 
-    assert 409 == aborted.status
+    assert (409, 1) == (aborted.status, removed)
+    assert [] == logged(node, "drain_aborted")
     assert {1001} == set(codes)
     assert 0 == code
 
@@ -368,47 +293,3 @@ async def test_without_redis_and_bus_a_node_ends_all_the_same(private_valkey: Lo
 
     assert {1001} == set(codes)
     assert 0 == code
-
-
-# -- the command ---------------------------------------------------------------------------------------------------
-
-
-async def test_the_command_shows_how_far_it_is(valkey: LocalValkey, namespace: str) -> None:
-    """From the request to the node's end: exit 0."""
-    async with running_cluster(valkey.url, valkey.url, namespace, nodes=2) as cluster, clients_on(cluster, 10):
-        node = cluster.nodes[0]
-        done = await run(cluster, "drain", node.node_id, "--seconds", "3")
-        code = await node.ended()
-        gone = await run(cluster, "drain", node.node_id)
-
-    assert (0, 0) == (done.code, code)
-    lines = done.out.splitlines()
-    assert all(line.startswith(f"{node.node_id}: ") for line in lines)
-    assert "asked to drain" in lines[0]
-    assert any("10 sessions, closed over 3 s" in line for line in lines)
-    assert any("of 10 sessions left" in line for line in lines)
-    assert "has left" in lines[-1]
-    assert 1 == gone.code
-    assert f"no node {node.node_id} lives" in gone.err
-
-
-async def test_the_command_takes_it_back(valkey: LocalValkey, namespace: str) -> None:
-    """`--no-wait` only asks; `--abort` waits until the node serves; who was watching is told."""
-    async with running_cluster(valkey.url, valkey.url, namespace) as cluster, clients_on(cluster, 3) as clients:
-        node = cluster.nodes[0]
-        asked = await run(cluster, "drain", node.node_id, "--seconds", str(FOREVER), "--no-wait")
-        watching = asyncio.create_task(run(cluster, "drain", node.node_id))
-        await until_seen(cluster, node, draining)
-        await node.until_logged("drain_progress")
-        aborted = await run(cluster, "drain", node.node_id, "--abort")
-        watched = await watching
-        idle = await run(cluster, "drain", node.node_id, "--abort")
-        stayed = open_ones(clients)
-
-    assert (0, 0, 0, 1) == (asked.code, aborted.code, idle.code, watched.code)
-    assert "asked to drain" in asked.out
-    assert "asked to serve again" in aborted.out
-    assert "serves, " in aborted.out.splitlines()[-1]
-    assert "asked to serve again" not in idle.out
-    assert f"the drain of {node.node_id} was aborted" in watched.err
-    assert len(stayed) >= 2

@@ -20,7 +20,7 @@ import pytest
 from pushfleet.local_rocketmq import LocalRocketMQ
 from pushfleet.local_valkey import LocalValkey
 from tests.harness.cluster import Cluster, Role, running_cluster
-from tests.integration.test_drain import ask
+from tests.harness.drain import ask
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

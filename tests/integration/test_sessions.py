@@ -15,12 +15,6 @@ from tests.harness.cluster import Cluster, running_cluster
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-@pytest.fixture(params=["valkey", "shared_rocketmq"], ids=["streams", "rocketmq"])
-def bus_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(request.param).url
-    return url
-
-
 def messages(client: Client) -> list[object]:
     return [message["msg"] for message in client.business]
 
