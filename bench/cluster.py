@@ -105,7 +105,7 @@ class Cluster:
     folder: Path
     roles: list[Role] = field(default_factory=list)
 
-    async def gateway(self, cores: Cores = SERVER_CORE) -> Role:
+    async def gateway(self, cores: Cores = SERVER_CORE, **more: str) -> Role:
         port = free_port()
         variables = {
             "PUSH_NODE_HOST": "127.0.0.1",
@@ -114,14 +114,14 @@ class Cluster:
             "PUSH_ADMIN_PORT": str(free_port()),
             "PUSH_HEARTBEAT_TIMEOUT": "600",  # load clients send no heartbeats
             "PUSH_DRAIN_SECONDS": "0.1",
+            **more,
         }
         return await self._role("gateway", "gateway_node", port, cores, variables)
 
-    async def dispatcher(self, cores: Cores = SERVER_CORE) -> Role:
+    async def dispatcher(self, cores: Cores = SERVER_CORE, **more: str) -> Role:
         port = free_port()
-        return await self._role(
-            "dispatcher", "dispatcher", port, cores, {"PUSH_HTTP_HOST": "127.0.0.1", "PUSH_HTTP_PORT": str(port)}
-        )
+        variables = {"PUSH_HTTP_HOST": "127.0.0.1", "PUSH_HTTP_PORT": str(port), **more}
+        return await self._role("dispatcher", "dispatcher", port, cores, variables)
 
     async def _role(self, name: str, module: str, port: int, cores: Cores, variables: dict[str, str]) -> Role:
         environment = {

@@ -136,6 +136,14 @@ def busy_seconds() -> float:
     return sum(map(int, fields[:3])) / _TICKS  # user, nice, system
 
 
+def peak_bytes(pid: int) -> int:
+    """The most that was resident so far (VmHWM in proc(5))."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 def free_port() -> int:
     """A free port below the range that the kernel takes for outgoing connections."""
     for _ in range(200):

@@ -73,9 +73,11 @@ async def httppub(folder: Path, port: int, *options: str, cores: Cores = LOAD_CO
         await child.stop()
 
 
-async def finish(publisher: Child, deadline_s: float = _PATIENCE_S) -> Numbers:
-    """Wait for a publisher's end. Raises BenchError when it failed or an answer was not 200."""
+async def finish(publisher: Child, deadline_s: float = _PATIENCE_S, *, refusals: bool = False) -> Numbers:
+    """Wait for a publisher's end. Raises BenchError when it failed or, without `refusals`, an answer was not 200."""
     numbers = _numbers(publisher, await _line(publisher, deadline_s))
+    if refusals:
+        return numbers
     if numbers["non200"] or numbers["unanswered"]:
         raise publisher.fault(f"{numbers['non200']:.0f} answers were not 200, {numbers['unanswered']:.0f} never came")
     return numbers

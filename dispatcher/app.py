@@ -62,19 +62,13 @@ class Dispatcher:
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
         registry = Registry(self._store)
-        self._nodes = LiveNodes(self._store, registry, namespace=namespace, lease_s=settings.lease_s)
+        self._nodes = LiveNodes(
+            self._store, registry, namespace=namespace, lease_s=settings.lease_s, max_lag_s=settings.max_lag_s
+        )
         self._tally = Tally()
         self._outbox = Outbox(self._store, most_bytes=settings.outbox_bytes)
         self._publisher = Publisher(self._bus, self._outbox)
-        self._push = Push(
-            self._store,
-            inbox,
-            self._nodes,
-            self._publisher,
-            Idempotency(self._store),
-            self._tally,
-            max_lag_s=settings.max_lag_s,
-        )
+        self._push = Push(self._store, inbox, self._nodes, self._publisher, Idempotency(self._store), self._tally)
         reroute = Reroute(self._bus, inbox, self._nodes, self._publisher)
         self._janitor = Janitor(self._store, registry, self._bus, reroute, namespace, settings.lease_s)
         self._cleaning: asyncio.Task[None] | None = None

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 LIVE_NODES = Gauge("push_live_nodes", "Nodes with a live lease")
 STALE_ROUTES_REMOVED = Counter("push_stale_routes_removed_total", "Routes of dead nodes that were taken out of Redis")
+NODES_BEHIND = Gauge("push_nodes_behind", "Nodes that get nothing more for now, since they are behind")
 NODES_BURIED = Counter("push_nodes_buried_total", "Dead nodes whose topic was deleted")
 ROUTES_CLEANED = Counter("push_routes_cleaned_total", "Routes of dead nodes that the janitor took out of Redis")
 REROUTED = Counter("push_rerouted_total", "Lines of dead nodes' topics that went to where their clients are now")

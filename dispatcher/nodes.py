@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from dispatcher.flow import Flow
 from dispatcher.metrics import LIVE_NODES, STALE_ROUTES_REMOVED
 from shared.errors import StoreUnavailable
 from shared.ids import node_of_session, node_topic
@@ -38,7 +39,7 @@ _lease_decoder = msgspec.json.Decoder(Lease)
 
 
 class LiveNodes:
-    """`await start()`, then ask; `await close()`."""
+    """`await start()`, then ask; `await close()`. `flow` is told what was read."""
 
     __slots__ = (
         "_asked",
@@ -54,9 +55,13 @@ class LiveNodes:
         "_task",
         "_topic_prefix",
         "_waiting",
+        "flow",
     )
 
-    def __init__(self, store: Store, registry: Registry, *, namespace: str, lease_s: float) -> None:
+    def __init__(
+        self, store: Store, registry: Registry, *, namespace: str, lease_s: float, max_lag_s: float = 10.0
+    ) -> None:
+        self.flow = Flow(max_lag_s)
         self._store = store
         self._registry = registry
         self._topic_prefix = namespace
@@ -101,10 +106,6 @@ class LiveNodes:
         """The topics of all nodes with a live lease. Raises StoreUnavailable as `live`."""
         self.live()
         return [topic for _, topic in self._table.values()]
-
-    def lag_ms(self) -> int:
-        """How far the node that is furthest behind is behind with what goes to everyone."""
-        return max((node.lease.lag_ms for node in self._nodes), default=0)
 
     async def refresh(self) -> None:
         """Return when a reading that began after this call is done. Raises StoreUnavailable."""
@@ -176,6 +177,7 @@ class LiveNodes:
         self._table = {node.node_id: (node.lease.epoch, node_topic(self._topic_prefix, node.node_id)) for node in nodes}
         for node in nodes:
             self._dead.pop((node.node_id, node.lease.epoch), None)
+        self.flow.observe(nodes)
         self._read_at = began
         LIVE_NODES.set(len(nodes))
 

@@ -20,7 +20,7 @@ All sends of a call go through each step together, and each step batches with wh
 | the bus does not answer                         | 200; the lines wait in the outbox (outbox.py)                 |
 | the bus does not answer, and the outbox is full | 503; durable messages are stored all the same                 |
 | too much under way                              | 429; nothing of the send was taken                            |
-| to everyone, and a node is far behind           | 429                                                           |
+| a node that it would go to is far behind        | 429; nothing of the send was taken                            |
 
 "A retry has the same id" holds for sends with a requestId: the messageId of the first try stays with it.
 """
@@ -39,12 +39,14 @@ from dispatcher.outbox import Line
 from dispatcher.publisher import Publisher
 from shared.batching import Batcher
 from shared.errors import Conflict, Overloaded, PushfleetError, StoreUnavailable, TopicMissing
+from shared.ids import node_of_session
 from shared.inbox import Inbox, Stored, StoredMessage, Target
 from shared.logs import OncePerSecond, get_log
 from shared.record import Kind, encode_line, line_head
 from shared.store import Store
 
 _MOST_VOLUME = 256 << 20
+_ROUTE_ONLY = StoredMessage("", 0, b"")
 _TURN = 512
 _log = get_log("dispatcher")
 
@@ -64,33 +66,14 @@ class _Part:
 class Push:
     """Sends orders. One for the process."""
 
-    __slots__ = (
-        "_complaint",
-        "_idempotency",
-        "_max_lag_ms",
-        "_nodes",
-        "_publisher",
-        "_redis",
-        "_store",
-        "_tally",
-        "_volume",
-    )
+    __slots__ = ("_complaint", "_idempotency", "_nodes", "_publisher", "_redis", "_store", "_tally", "_volume")
 
     def __init__(
-        self,
-        store: Store,
-        inbox: Inbox,
-        nodes: LiveNodes,
-        publisher: Publisher,
-        idempotency: Idempotency,
-        tally: Tally,
-        *,
-        max_lag_s: float = 10.0,
+        self, store: Store, inbox: Inbox, nodes: LiveNodes, publisher: Publisher, idempotency: Idempotency, tally: Tally
     ) -> None:
         self._redis = store
         self._store: Batcher[tuple[str, StoredMessage], Target] = Batcher("store", inbox.store)
         self._nodes = nodes
-        self._max_lag_ms = 1000 * max_lag_s
         self._publisher = publisher
         self._idempotency = idempotency
         self._tally = tally
@@ -169,7 +152,9 @@ class Push:
         else:
             self._volume += volume
             try:
-                await self._deliver(orders)
+                going = await self._keep_back(orders) if self._nodes.flow.behind else orders
+                if going:
+                    await self._deliver(going)
             finally:
                 self._volume -= volume
         ended = [
@@ -177,6 +162,27 @@ class Push:
         ]
         if ended:
             await self._end(ended)
+
+    async def _keep_back(self, orders: Sequence[Order]) -> list[Order]:
+        """Refuse those for nodes that are behind, before anything is stored; gives the others."""
+        flow = self._nodes.flow
+        look_up = [(target, _ROUTE_ONLY) for order in orders for target in order.send.targets]
+        try:
+            if look_up:
+                self._check_store()
+            found = iter(await self._store.submit(look_up))
+        except PushfleetError as error:
+            for order in orders:
+                order.error = error
+            return []
+        for order in orders:
+            order.error = flow.refusal() if order.send.everyone else None
+            for _ in order.send.targets:
+                for session_id, epoch in next(found).sessions:
+                    node_id = node_of_session(session_id)
+                    if node_id in flow.behind and self._nodes.topic_of(session_id, epoch):
+                        order.error = flow.refusal(node_id)
+        return [order for order in orders if order.error is None]
 
     async def _end(self, ended: list[tuple[Ask, bytes]]) -> None:
         """A record that cannot be written fails no send: its claim runs out, and a retry has the same id."""
@@ -274,10 +280,8 @@ class Push:
         with suppress(StoreUnavailable):  # then the last table may serve
             await self._nodes.refresh()  # a node that started a moment ago has clients, too
         try:
-            if self._nodes.lag_ms() > self._max_lag_ms:
-                raise Overloaded("the nodes are behind with what goes to everyone; try again")
             topics = self._nodes.topics()
-        except (StoreUnavailable, Overloaded) as error:
+        except StoreUnavailable as error:
             for order in orders:
                 order.error = error
             return

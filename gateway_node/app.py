@@ -26,6 +26,7 @@ from gateway_node.fanout import Fanout
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.metrics import LAG
 from gateway_node.pacing import Pacing
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
@@ -77,7 +78,7 @@ class Node:
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
         self._registry = Registry(self._store, policy=settings.session_policy)
         self._hub = Hub()
-        self._fanout = Fanout(self._hub, max_outbox=settings.max_outbox)
+        self._fanout = Fanout(self._hub, settings)
         self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._fanout.broadcasts)
         upstream = upstream_topic(settings.namespace)
         self._upstream_topic = upstream
@@ -144,7 +145,7 @@ class Node:
             handshake_timeout_s=settings.handshake_timeout_s,
         )
         self._gate = Gate(self._gateway, loop, limits)
-        self._pacing = self._fanout.pacing = Pacing(self._gate)
+        self._pacing = Pacing(self._gate, settings.max_outbox_total)
         self._server = await serve(self._gate, self._sock)
         try:
             self._admin, admin_port = await open_admin(
@@ -251,11 +252,16 @@ class Node:
             epoch=epoch,
             url=settings.url or f"ws://{self.node_id}/websocket",
             connections=len(self._hub),
-            lag_ms=self._consumer.lag_ms if self._consumer is not None else 0,
+            lag_ms=self._lag_ms(),
             weight=settings.weight,
             draining=self._drain.is_on,
             drain=self._drain.state(),
         )
+
+    def _lag_ms(self) -> int:
+        lag_ms = 0 if self._consumer is None else self._consumer.lag_ms()
+        LAG.set(lag_ms / 1000)
+        return lag_ms
 
     def _lease_lost(self, kept: bool) -> None:
         self._registration.join_all_again(kept)

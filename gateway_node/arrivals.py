@@ -16,6 +16,11 @@ _BURST_S = 2.0
 _BACK_IN_S = (1, 5)
 
 
+def come_again_s() -> int:
+    """A Retry-After, another for each, so that those who are refused together do not come back together."""
+    return random.randint(*_BACK_IN_S)
+
+
 class Arrivals:
     """A token bucket of `rate` connections a second, two seconds' worth at once; 0 lets everybody in."""
 
@@ -34,5 +39,5 @@ class Arrivals:
             self._left = min(self._rate * _BURST_S, self._left + (now - self._at) * self._rate)
             self._at = now
         if self._left < 1.0:
-            raise Unavailable("too many connections at once; come again", retry_after_s=random.randint(*_BACK_IN_S))
+            raise Unavailable("too many connections at once; come again", retry_after_s=come_again_s())
         self._left -= 1.0

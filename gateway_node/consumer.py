@@ -20,15 +20,16 @@ from math import inf
 from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
+from gateway_node.lag import Lag
 from gateway_node.lease import LeaseKeeper
-from gateway_node.metrics import DELIVERED, LAG, LINES
+from gateway_node.metrics import DELIVERED, LINES
 from gateway_node.pacing import Pacing
 from shared.bus import Bus, Received
-from shared.envelope import active_time_of
 from shared.logs import OncePerSecond, get_log
 from shared.record import Kind, decode_line, split_lines
 
 _LINES_A_TURN = 256
+_BYTES_A_TURN = 256 << 10
 _CAUGHT_UP_S = 0.05
 _log = get_log("consumer")
 
@@ -37,7 +38,6 @@ class Consumer:
     """
     Owned by app.py, which runs `run` as a task.
 
-    `lag_ms`: the age of the send to everyone that was handled last, 0 when there was nothing to read for a moment.
     `waiting_since`: from when on (event loop clock, s) there is nothing to read; infinity while it delivers.
     """
 
@@ -47,14 +47,15 @@ class Consumer:
         "_complaint",
         "_delivery",
         "_ended",
+        "_epoch_s",
         "_eviction",
         "_expired",
         "_fanout",
         "_fetching",
+        "_lag",
         "_lease",
         "_pacing",
         "_topic",
-        "lag_ms",
         "waiting_since",
     )
 
@@ -81,7 +82,8 @@ class Consumer:
         self._ended = False
         self._fetching: asyncio.Timeout | None = None
         self.waiting_since = inf
-        self.lag_ms = 0
+        self._lag = Lag(time.time())
+        self._epoch_s = time.time() - asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         """Until `end` was called, or cancelled."""
@@ -98,8 +100,9 @@ class Consumer:
                 finally:
                     self._fetching = None
                     if loop.time() - self.waiting_since > _CAUGHT_UP_S:
-                        self.lag_ms = 0
+                        self._lag.caught_up(loop.time() + self._epoch_s)
                     self.waiting_since = inf
+                await self._until_ready()
                 await self._deliver_records(records)
                 reader.commit()
                 self._count()
@@ -112,23 +115,41 @@ class Consumer:
         if self._fetching is not None:
             self._fetching.reschedule(0.0)
 
+    def lag_ms(self) -> int:
+        """How far behind it is with its topic; see lag.py."""
+        now = asyncio.get_running_loop().time()
+        return 0 if self.waiting_since < now - _CAUGHT_UP_S else self._lag.ms(now + self._epoch_s)
+
     async def _deliver_records(self, records: list[Received]) -> None:
+        """Lines of several records go together: what is for everyone is cheaper the more there is of it."""
         loop = asyncio.get_running_loop()
-        done = 0
+        part: list[bytes] = []
+        size = 0
         for record in records:
-            lines = split_lines(record.body)
-            for start in range(0, len(lines), _LINES_A_TURN):
-                part = lines[start : start + _LINES_A_TURN]
-                if done + len(part) > _LINES_A_TURN:
-                    await asyncio.sleep(0)
-                    done = 0
-                if not self._lease.alive():
-                    await self._lease.until_alive()
-                if self._pacing.is_due():
-                    await self._pacing.until_room()
-                self._delivery.now = loop.time()
-                await self._deliver_lines(part)
-                done += len(part)
+            self._lag.handling(record.stored_ms, loop.time() + self._epoch_s)
+            part += split_lines(record.body)
+            size += len(record.body)
+            while len(part) >= _LINES_A_TURN or size >= _BYTES_A_TURN:
+                await self._deliver_lines(part[:_LINES_A_TURN])
+                del part[:_LINES_A_TURN]
+                size = 0
+                await self._turn()
+        if part:
+            await self._deliver_lines(part)
+
+    async def _turn(self) -> None:
+        """What else there is to do gets its turn."""
+        await asyncio.sleep(0)
+        await self._until_ready()
+
+    async def _until_ready(self) -> None:
+        """Wait until more may be sent."""
+        self._pacing.handed_out = self._fanout.handed_out
+        if self._pacing.is_due():
+            await self._pacing.until_room()
+        if not self._lease.alive():
+            await self._lease.until_alive()
+        self._delivery.now = asyncio.get_running_loop().time()
 
     async def _deliver_lines(self, lines: list[bytes]) -> None:
         delivery = self._delivery
@@ -144,7 +165,7 @@ class Consumer:
                     for_everyone.append(envelope)
                     continue
                 if for_everyone:
-                    await self._fanout.everyone(for_everyone)
+                    await self._fanout.everyone(for_everyone, self._turn)
                     for_everyone = []
                 if kind == Kind.DIRECT:
                     delivery.direct(envelope, expires_ms, order)
@@ -155,8 +176,7 @@ class Consumer:
             except ValueError:  # BadLine is one
                 self._set_aside(line)
         if for_everyone:
-            self.lag_ms = max(0, now_ms - active_time_of(for_everyone[-1]))
-            await self._fanout.everyone(for_everyone)
+            await self._fanout.everyone(for_everyone, self._turn)
 
     def _set_aside(self, line: bytes) -> None:
         self._bad += 1
@@ -165,7 +185,6 @@ class Consumer:
 
     def _count(self) -> None:
         """Counters are raised once a fetch: see shared.metrics."""
-        LAG.set(self.lag_ms / 1000)
         delivery = self._delivery
         fanout = self._fanout
         DELIVERED.inc(delivery.delivered + fanout.delivered)

@@ -18,7 +18,7 @@ from functools import partial
 import orjson
 
 from gateway_node.admission import Admission, Admitted
-from gateway_node.arrivals import Arrivals
+from gateway_node.arrivals import Arrivals, come_again_s
 from gateway_node.client_frames import Ack, BadFrame, Business, Heartbeat, Register, parse_frame
 from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
@@ -227,7 +227,7 @@ class Gateway:
         if connection.open:
             connection.close(CloseCode.TRY_AGAIN_LATER, "not registered; try again")
         else:
-            self._refuse(connection, 503, "unavailable", text, retry_after_s=1)
+            self._refuse(connection, 503, "unavailable", text, retry_after_s=come_again_s())
 
     def _end_session(self, session: Session, code: int, clean: bool) -> None:
         self._delivery.forget(session)

@@ -51,6 +51,9 @@ class GatewaySettings(RoleSettings):
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
     max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))
     max_outbox: int = setting("PUSH_MAX_OUTBOX", 1 << 20, "bytes waiting for a slow consumer at most", whole(1 << 12))
+    max_outbox_total: int = setting(
+        "PUSH_MAX_OUTBOX_TOTAL", 64 << 20, "bytes waiting for all consumers together at most", whole(1 << 16)
+    )
     window_messages: int = setting("PUSH_WINDOW_MESSAGES", 256, "messages a session may leave unacknowledged", whole(1))
     window_bytes: int = setting("PUSH_WINDOW_BYTES", 1 << 20, "and their bytes", whole(1 << 10))
     ack_timeout_s: float = setting("PUSH_ACK_TIMEOUT", 10.0, "seconds until a message is resent", seconds(0.05, 3600))

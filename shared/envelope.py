@@ -34,7 +34,6 @@ class MsgType(IntEnum):
 
 
 _SESSION = b'"sessionId":"'
-_ACTIVE_TIME = b'{"activeTime":'
 _MESSAGE = b'"messageId":"'
 _HOLE = b'"sessionId":"","to":"'
 _TO = b'","to":"'
@@ -88,11 +87,6 @@ def move_envelope(envelope: bytes, session_id: bytes) -> bytes:
     """The same message for another session of its client. Raises ValueError when it has no sessionId."""
     start = envelope.rindex(_SESSION) + len(_SESSION)
     return b"".join((envelope[:start], session_id, envelope[envelope.index(b'"', start) :]))
-
-
-def active_time_of(envelope: bytes) -> int:
-    """The envelope's or template's activeTime (epoch ms). Raises ValueError when there is none."""
-    return int(envelope[len(_ACTIVE_TIME) : envelope.index(b",")])
 
 
 def message_id_of(envelope: bytes) -> bytes:

@@ -58,15 +58,15 @@ class DrainRequest(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """What a node tells of itself with each renewal."""
+    """What a node tells of itself with each renewal. `lag_ms`: how far it is behind with its topic."""
 
     epoch: str
     url: str
     connections: int = 0
-    lag_ms: int = 0
     weight: int = 1
     draining: bool = False
     drain: DrainState | None = None
+    lag_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,31 @@ size_t expand(char *out, const char *text, int id, uint64_t sequence) {
     return n;
 }
 
+static double random_s(double most_s) {
+    return most_s * (double)random() / (double)RAND_MAX;
+}
+
+// A client that had a session comes back, to another port.
+static void client_wait(struct client *c, double wait_s) {
+    close(c->fd);
+    free(c->rest);
+    c->rest = NULL;
+    c->rest_size = c->rest_capacity = 0;
+    c->state = WAITING;
+    c->due_s = now_s() + wait_s + random_s(options.jitter_s);
+}
+
 static void client_close(struct client *c) {
+    if (c->had_session && options.other_port_count) {
+        if (c->state == OPEN && c->ready) {
+            open_count--;
+            ready_count--;
+            totals.lost++;
+        }
+        c->ready = false;
+        client_wait(c, c->state == OPEN ? 0 : 1);
+        return;
+    }
     if (c->state == OPEN && (c->ready || !options.ready_at_first_frame)) {
         open_count--;
     } else { // it never came to count as connected
@@ -71,14 +95,9 @@ void client_send(struct client *c, enum opcode op, const char *payload, size_t s
     client_send_raw(c, frame, frame_write_masked(frame, op, payload, size));
 }
 
-static void client_start(void) {
-    if (client_count >= MOST_CLIENTS) {
-        fprintf(stderr, "wsload: more than %d clients\n", MOST_CLIENTS);
-        exit(1);
-    }
-    uint32_t id = (uint32_t)client_count++;
+static void client_open(uint32_t id, int port) {
     struct client *c = &clients[id];
-    memset(c, 0, sizeof *c);
+    c->state = CONNECTING;
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     int one = 1;
     struct linger at_once = {1, 0}; // closing thousands must not leave thousands of ports in TIME_WAIT
@@ -87,7 +106,7 @@ static void client_start(void) {
     struct sockaddr_in from = {.sin_family = AF_INET};
     from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + id % (uint32_t)options.sources);
     setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)options.port)};
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (c->fd < 0 || (options.sources > 1 && bind(c->fd, (struct sockaddr *)&from, sizeof from)) ||
         (connect(c->fd, (struct sockaddr *)&to, sizeof to) && errno != EINPROGRESS)) {
@@ -98,13 +117,30 @@ static void client_start(void) {
     epoll_ctl(epoll, EPOLL_CTL_ADD, c->fd, &e);
 }
 
+static void client_start(void) {
+    if (client_count >= MOST_CLIENTS) {
+        fprintf(stderr, "wsload: more than %d clients\n", MOST_CLIENTS);
+        exit(1);
+    }
+    uint32_t id = (uint32_t)client_count++;
+    memset(&clients[id], 0, sizeof clients[id]);
+    client_open(id, options.port);
+}
+
+void clients_wake(void) {
+    double now = now_s();
+    for (int i = 0; i < client_count; i++)
+        if (clients[i].state == WAITING && clients[i].due_s <= now)
+            client_open((uint32_t)i, options.other_ports[random() % options.other_port_count]);
+}
+
 static void send_request(struct client *c) {
     static char request[4 * TEMPLATE_ROOM], line[TEMPLATE_ROOM];
     int id = (int)(c - clients), error = 0;
     socklen_t size = sizeof error;
     getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
     if (error) {
-        if (failed_count < 3)
+        if (failed_count < 3 && !c->had_session)
             fprintf(stderr, "wsload: connect: %s\n", strerror(error));
         client_close(c);
         return;
@@ -133,6 +169,13 @@ static void take_answer(struct client *c, char *p, size_t n, uint64_t at_ns) {
     char *end = memmem(p, n, "\r\n\r\n", 4);
     if (!end && n < TEMPLATE_ROOM) {
         client_keep(c, p, n);
+        return;
+    }
+    if (end && c->had_session && options.other_port_count && !memcmp(p, "HTTP/1.1 503", 12)) {
+        char *told = strcasestr(p, "\r\nretry-after:");
+        totals.refused++;
+        totals.refused_untold += !told || told > end;
+        client_wait(c, told && told < end ? atof(told + sizeof "\r\nretry-after:" - 1) : 1);
         return;
     }
     if (!end || n < 12 || memcmp(p, "HTTP/1.1 101", 12)) {
@@ -202,7 +245,7 @@ void clients_turn(int timeout_ms) {
         struct client *c = &clients[events[i].data.u32];
         if (c->state == CONNECTING)
             send_request(c);
-        else if (c->state != CLOSED)
+        else if (c->state != CLOSED && c->state != WAITING)
             on_readable(c);
     }
 }
@@ -238,7 +281,7 @@ void clients_watch_stdin(void) {
 
 void clients_close_all(void) {
     for (int i = 0; i < client_count; i++) {
-        if (clients[i].state == CLOSED)
+        if (clients[i].state == CLOSED || clients[i].state == WAITING)
             continue;
         close(clients[i].fd);
         free(clients[i].rest);

@@ -12,8 +12,9 @@
 //   -r ITEMS/S  paced; 0 (default) is a closed loop, as fast as the answers allow
 //   -s FILE -F FAN -W WINDOW   hold back while items * FAN - (count in FILE, which wsload -s writes) > WINDOW
 //   -E TEXT     an answer whose body contains TEXT counts as an error (errors that come with status 200)
-// At the end it waits up to 3 s for answers and prints one JSON line: items, requests, ok, non200, errors, secs,
-// items_per_s, answer latency, how late paced sends were, cpu_s.
+//   -w SECS     how long it waits for answers at the end (3)
+// At the end it prints one JSON line: items, requests, ok, non200 (of them: refused_429, refused_503, and those with a
+// Retry-After), errors, secs, items_per_s, answer latency, how late paced sends were, cpu_s.
 #define _GNU_SOURCE
 #include "counter.h"
 #include "histogram.h"
@@ -50,15 +51,15 @@ static struct {
     bool random;
     const char *path, *item, *prefix, *suffix, *error_text, *counter_path, *headers[MOST_HEADERS];
     int header_count;
-    double rate, seconds, fan, window;
+    double rate, seconds, fan, window, patience_s;
 } options = {.connections = 16, .depth = 1, .batch = 1, .targets = 1, .path = "/", .item = "{}", .prefix = "",
-             .suffix = "", .seconds = 5};
+             .suffix = "", .seconds = 5, .patience_s = 3};
 
 static struct connection *connections;
 static volatile uint64_t *counter;
 static uint64_t counter_base;
 static struct histogram answers;
-static uint64_t requests, items, ok, non200, errors, late_max_ns, late_sum_ns;
+static uint64_t requests, items, ok, non200, refused_429, refused_503, told_when, errors, late_max_ns, late_sum_ns;
 static char head[8192];
 static size_t head_size;
 
@@ -170,10 +171,14 @@ static const char *answer_end(const char *p, const char *end, const char **body)
 }
 
 static void take_answer(struct connection *c, const char *p, const char *body, const char *stop) {
-    if (atoi(p + sizeof "HTTP/1.1") == 200)
+    int status = atoi(p + sizeof "HTTP/1.1");
+    if (status == 200)
         ok++;
     else if (++non200 < 3)
         fprintf(stderr, "httppub: answer: %.300s\n", p);
+    refused_429 += status == 429;
+    refused_503 += status == 503;
+    told_when += status != 200 && find_header(p, body, "\r\nretry-after:");
     const char *text = options.error_text;
     if (text && memmem(body, (size_t)(stop - body), text, strlen(text)) && ++errors < 3)
         fprintf(stderr, "httppub: error body: %.*s\n", (int)(stop - body > 300 ? 300 : stop - body), body);
@@ -312,6 +317,7 @@ static void set_option(int letter, const char *value) {
     case 'F': options.fan = atof(value); break;
     case 'W': options.window = atof(value); break;
     case 'E': options.error_text = value; break;
+    case 'w': options.patience_s = atof(value); break;
     default: exit(2);
     }
 }
@@ -326,7 +332,7 @@ static bool options_fit(void) {
 
 int main(int argc, char **argv) {
     int letter;
-    while ((letter = getopt(argc, argv, "p:P:H:b:x:y:B:n:Xl:c:q:r:d:s:F:W:E:")) > 0)
+    while ((letter = getopt(argc, argv, "p:P:H:b:x:y:B:n:Xl:c:q:r:d:s:F:W:E:w:")) > 0)
         set_option(letter, optarg);
     if (!options_fit()) {
         fprintf(stderr, "httppub -p PORT -P PATH -b ITEM [options]; see the first comment of httppub.c\n");
@@ -343,13 +349,15 @@ int main(int argc, char **argv) {
     while (now_ns() < end_ns)
         take_events(epoll, options.rate > 0 ? send_due(start_ns) : send_all());
     double took_s = (double)(now_ns() - start_ns) * 1e-9;
-    uint64_t patience_ns = now_ns() + 3000000000ull;
+    uint64_t patience_ns = now_ns() + (uint64_t)(options.patience_s * 1e9);
     while (in_flight() && now_ns() < patience_ns)
         take_events(epoll, 50000000);
-    printf("{\"items\":%lu,\"requests\":%lu,\"ok\":%lu,\"non200\":%lu,\"errors\":%lu,\"unanswered\":%d,\"secs\":%.6f,"
+    printf("{\"items\":%lu,\"requests\":%lu,\"ok\":%lu,\"non200\":%lu,\"refused_429\":%lu,\"refused_503\":%lu,"
+           "\"told_when\":%lu,\"errors\":%lu,\"unanswered\":%d,\"secs\":%.6f,"
            "\"items_per_s\":%.1f,\"answer_p50_us\":%.1f,\"answer_p99_us\":%.1f,\"answer_max_us\":%.1f,"
            "\"late_mean_us\":%.1f,\"late_max_us\":%.1f,\"cpu_s\":%.4f}\n",
-           items, requests, ok, non200, errors, in_flight(), took_s, (double)items / took_s,
+           items, requests, ok, non200, refused_429, refused_503, told_when, errors, in_flight(), took_s,
+           (double)items / took_s,
            histogram_us(&answers, .5), histogram_us(&answers, .99), (double)answers.max / 1e3,
            requests ? (double)late_sum_ns / 1e3 / (double)requests : 0, (double)late_max_ns / 1e3,
            cpu_s() - start_cpu_s);

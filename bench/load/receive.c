@@ -87,42 +87,53 @@ static void measure_latency(const char *p, size_t n, uint64_t at_ns) {
     }
 }
 
-static uint64_t zeros_below(uint64_t seen, uint64_t width) {
-    uint64_t mask = width >= 64 ? ~0ull : (1ull << width) - 1;
-    return (uint64_t)__builtin_popcountll(~seen & mask);
+static bool came(const struct client *c, uint64_t number) {
+    uint64_t at = number % SEQUENCE_WINDOW;
+    return c->seen[at / 8] >> at % 8 & 1;
 }
 
-// A number counts as a gap once 64 higher ones have come without it; until then it may still come late.
+static void mark(struct client *c, uint64_t number, bool seen) {
+    uint64_t at = number % SEQUENCE_WINDOW;
+    c->seen[at / 8] = (uint8_t)((c->seen[at / 8] & ~(1 << at % 8)) | seen << at % 8);
+}
+
+// A number counts as a gap once it has left the window and has not come; until then it may still come late.
 static void check_sequence(struct client *c, const char *p, size_t n) {
     const char *at = after(p, n, options.sequence_key);
     if (!at)
         return;
     uint64_t number = number_at(&at, p + n);
-    if (!c->seen) {
-        c->seen = ~0ull; // numbers before the first one are not missed
-        c->highest = number;
+    if (!c->seen) { // numbers before the first one are not missed
+        c->seen = calloc(1, SEQUENCE_WINDOW / 8);
+        c->first = c->highest = number;
+        mark(c, number, true);
     } else if (number > c->highest) {
-        uint64_t step = number - c->highest;
-        totals.gaps += step >= 64 ? zeros_below(c->seen, 64) + step - 64
-                                  : (uint64_t)__builtin_popcountll(~c->seen >> (64 - step));
-        c->seen = step >= 64 ? 1 : c->seen << step | 1;
-        c->highest = number;
-    } else {
-        uint64_t back = c->highest - number;
-        if (back < 64 && !(c->seen >> back & 1)) {
-            c->seen |= 1ull << back;
-            totals.late++;
-        } else {
-            totals.repeats++;
+        uint64_t skipped = number - c->highest > SEQUENCE_WINDOW ? number - c->highest - SEQUENCE_WINDOW : 0;
+        totals.gaps += skipped;
+        for (uint64_t k = c->highest + 1 + skipped; k <= number; k++) {
+            if (k >= c->first + SEQUENCE_WINDOW && k - SEQUENCE_WINDOW <= c->highest)
+                totals.gaps += !came(c, k);
+            mark(c, k, k == number);
         }
+        c->highest = number;
+    } else if (number >= c->first && c->highest - number < SEQUENCE_WINDOW && !came(c, number)) {
+        mark(c, number, true);
+        totals.late++;
+    } else if (number < c->first || c->highest - number >= SEQUENCE_WINDOW) {
+        totals.late++; // too late to be told from a repeat
+    } else {
+        totals.repeats++;
     }
 }
 
 uint64_t sequence_gaps(void) {
     uint64_t gaps = totals.gaps;
-    for (int i = 0; i < client_count; i++)
-        if (clients[i].seen)
-            gaps += zeros_below(clients[i].seen, 64);
+    for (int i = 0; i < client_count; i++) {
+        const struct client *c = &clients[i];
+        uint64_t k = c->seen && c->highest >= c->first + SEQUENCE_WINDOW ? c->highest - SEQUENCE_WINDOW + 1 : c->first;
+        for (; c->seen && k <= c->highest; k++)
+            gaps += !came(c, k);
+    }
     return gaps;
 }
 
@@ -157,7 +168,8 @@ static void take_data(struct client *c, const char *p, size_t n, uint64_t at_ns)
     if (!c->ready) {
         c->ready = true;
         ready_count++;
-        done_count += options.ready_at_first_frame;
+        done_count += options.ready_at_first_frame && !c->had_session;
+        c->had_session = true;
         if (options.sessions)
             write_session(c, p, n);
     }
@@ -170,6 +182,9 @@ static void take_data(struct client *c, const char *p, size_t n, uint64_t at_ns)
     totals.messages += (uint64_t)count;
     *counter += (uint64_t)count;
     c->got += (uint64_t)count;
+    if (c->last_ns && at_ns - c->last_ns > totals.silence_ns)
+        totals.silence_ns = at_ns - c->last_ns;
+    c->last_ns = at_ns;
     if (options.latency_key)
         measure_latency(p, n, at_ns);
     if (options.sequence_key)

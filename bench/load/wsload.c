@@ -8,6 +8,8 @@
 //   -f TEXT  first text frame, sent after the 101, same templates
 //   -T FILE  token file       -c K  handshakes in flight (64)       -S K  spread over source addresses 127.0.0.1..K
 //   -R       a client counts as connected at its first data frame (default: at the 101)
+//   -O PORT  where a client goes that had a session and lost it (may be repeated; one of them by chance)
+//   -J SECS  it waits 0 to SECS before it comes back, and that much longer than a 503 tells it (0)
 //   -o FILE  write "<client number> <sessionId>" of each client's first frame
 // Receiving (pings are always answered)
 //   -a       envelope protocol: a message is an envelope with "msgType":1, and is acknowledged; the acks of one read
@@ -21,7 +23,8 @@
 //   -u TEXT  frame template (%d client number, %q sequence)          -k K  frames a write (1)
 // One shot: -w WARM -d SECS: connect, warm up, measure, print one JSON line, exit.
 // Otherwise commands on stdin, one JSON line each:
-//   connect N | reset | stat | run SECS | wait MESSAGES SECS | up SECS | nap US | closeall | quit
+//   connect N | reset | stat | run SECS | wait MESSAGES SECS | up SECS | nap US | back LOST SECS | closeall | quit
+// `back` waits until LOST sessions were lost and all clients have one again: when a half, 9 in 10 and all had.
 // -D SECS: bound on the life of the process (120).
 #define _GNU_SOURCE
 #include "counter.h"
@@ -51,7 +54,7 @@ static void reset(void) {
     totals.repeats = repeats;
     totals.late = late;
     for (int i = 0; i < client_count; i++)
-        clients[i].got = 0;
+        clients[i].got = clients[i].last_ns = 0;
     reset_s = now_s();
     reset_cpu_s = cpu_s();
 }
@@ -76,6 +79,7 @@ static void print_stat(void) {
            took_s, t->messages, took_s > 0 ? (double)t->messages / took_s : 0, t->frames, t->other, t->acked, t->bytes,
            t->reads, t->bad, t->ends, t->pings, open_count, t->first_s, t->last_s, cpu_s() - reset_cpu_s);
     print_per_client();
+    printf(",\"silence_s\":%.6f", (double)t->silence_ns * 1e-9);
     if (options.sequence_key)
         printf(",\"gaps\":%lu,\"repeats\":%lu,\"late\":%lu", sequence_gaps(), t->repeats, t->late);
     if (options.latency_key) {
@@ -99,6 +103,27 @@ static void wait_for(uint64_t messages, double seconds) {
     while (totals.messages < messages && now_s() < end_s)
         clients_turn(5);
     print_stat();
+}
+
+// Times count from the first session that was lost.
+static void come_back(uint64_t lost, double seconds) {
+    double start_s = now_s(), first_s = 0, half_s = 0, most_s = 0, all_s = 0;
+    while (!all_s && now_s() - start_s < seconds) {
+        clients_turn(2);
+        clients_wake();
+        if (!totals.lost)
+            continue;
+        if (!first_s)
+            first_s = now_s();
+        uint64_t away = (uint64_t)(client_count - ready_count) + (lost > totals.lost ? lost - totals.lost : 0);
+        double passed_s = now_s() - first_s;
+        half_s = away * 2 <= lost && !half_s ? passed_s : half_s;
+        most_s = away * 10 <= lost && !most_s ? passed_s : most_s;
+        all_s = !away ? passed_s : 0;
+    }
+    printf("{\"lost\":%lu,\"refused\":%lu,\"refused_untold\":%lu,\"away\":%d,\"half_s\":%.3f,\"most_s\":%.3f,"
+           "\"all_s\":%.3f}\n",
+           totals.lost, totals.refused, totals.refused_untold, client_count - ready_count, half_s, most_s, all_s);
 }
 
 static bool any_outstanding(void) {
@@ -138,6 +163,8 @@ static void obey(const char *line) {
         run(seconds);
     else if (sscanf(line, "wait %lu %lf", &messages, &seconds) == 2)
         wait_for(messages, seconds);
+    else if (sscanf(line, "back %lu %lf", &messages, &seconds) == 2 && options.other_port_count)
+        come_back(messages, seconds);
     else if (sscanf(line, "up %lf", &seconds) == 1 && options.upstream)
         run_upstream(seconds);
     else if (!strcmp(line, "stat"))
@@ -215,6 +242,8 @@ static void set_option(int letter, const char *value, struct one_shot *shot) {
     case 'c': options.handshakes = atoi(value); break;
     case 'S': options.sources = atoi(value); break;
     case 'R': options.ready_at_first_frame = true; break;
+    case 'O': if (options.other_port_count < MOST_PORTS) options.other_ports[options.other_port_count++] = atoi(value); break;
+    case 'J': options.jitter_s = atof(value); break;
     case 'o': open_sessions(value); break;
     case 'a': options.acks = true; break;
     case 'm': options.mark = value; break;
@@ -235,7 +264,7 @@ int main(int argc, char **argv) {
     struct one_shot shot = {0};
     int letter;
     options.end_s = now_s() + 120;
-    while ((letter = getopt(argc, argv, "p:n:P:H:f:T:c:S:Ro:am:L:q:s:z:u:k:w:d:D:")) > 0)
+    while ((letter = getopt(argc, argv, "p:n:P:H:f:T:c:S:RO:J:o:am:L:q:s:z:u:k:w:d:D:")) > 0)
         set_option(letter, optarg, &shot);
     if (!options.port || options.sources < 1) {
         fprintf(stderr, "wsload -p PORT [options]; see the first comment of wsload.c\n");

@@ -8,11 +8,16 @@
 #include <stdio.h>
 
 #define MOST_CLIENTS 60000
+#define MOST_PORTS 8
+#define SEQUENCE_WINDOW 4096
 #define MOST_HEADERS 16
 #define TEMPLATE_ROOM (1 << 16)
 
 struct options {
     int port;
+    int other_ports[MOST_PORTS]; // where a client goes that had a session and lost it
+    int other_port_count;
+    double jitter_s;             // it waits between 0 and this before it comes, and after what a refusal tells
     const char *path;
     const char *headers[MOST_HEADERS];
     int header_count;
@@ -33,25 +38,30 @@ struct options {
     double end_s;              // monotonic second at which the process gives up
 };
 
-enum state { CONNECTING, HANDSHAKE, OPEN, CLOSED };
+enum state { CONNECTING, HANDSHAKE, OPEN, CLOSED, WAITING };
 
 struct client {
     int fd;
     enum state state;
     bool ready;
+    bool had_session; // it comes back when it loses it
+    double due_s;     // WAITING: when it comes
+    uint64_t last_ns; // when its last message came
     char *rest; // the beginning of a frame whose end has not come yet
     size_t rest_size, rest_capacity;
     uint64_t got;            // messages since the last reset
     uint64_t up_sent;        // upstream frames in all
     uint32_t up_outstanding; // of the last write, not answered yet
-    uint64_t highest;        // sequence check: the highest number so far ...
-    uint64_t seen;           // ... and bit i says that (highest - i) came
+    uint64_t first, highest; // sequence check: the first number and the highest so far ...
+    uint8_t *seen;           // ... and which of the last SEQUENCE_WINDOW came: bit number % SEQUENCE_WINDOW
 };
 
 // Counted since the last reset, but `gaps`, `repeats` and `late`, which count from the start.
 struct totals {
     uint64_t bytes, frames, messages, other, bad, ends, pings, reads, acked;
     uint64_t gaps, repeats, late;
+    uint64_t silence_ns; // the longest between two messages of one client
+    uint64_t lost, refused, refused_untold; // sessions; reconnects answered 503, and those without a Retry-After
     double first_s, last_s; // monotonic seconds of the first and the last read
     struct histogram latency;
 };
@@ -66,6 +76,7 @@ extern int client_count, open_count, ready_count, done_count, failed_count;
 void clients_set_up(void);
 void clients_connect(int count);
 void clients_turn(int timeout_ms); // one turn of the event loop; exits when options.end_s has passed
+void clients_wake(void); // those that are due come
 void clients_watch_stdin(void);
 void clients_close_all(void);
 void client_send(struct client *c, enum opcode op, const char *payload, size_t size);

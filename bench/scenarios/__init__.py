@@ -6,7 +6,17 @@ from collections.abc import Awaitable, Callable
 
 from bench.cluster import Bench
 from bench.results import Result
-from bench.scenarios import connects, end_to_end, gateway_fanin, http_sends, idle_memory, latency, send_to_all
+from bench.scenarios import (
+    connects,
+    end_to_end,
+    gateway_fanin,
+    http_sends,
+    idle_memory,
+    latency,
+    overload,
+    send_to_all,
+    storm,
+)
 
 Scenario = Callable[[Bench], Awaitable[Result]]
 
@@ -18,4 +28,6 @@ SCENARIOS: dict[str, Scenario] = {
     "end_to_end": end_to_end.run,
     "latency": latency.run,
     "http_sends": http_sends.run,
+    "overload": overload.run,
+    "storm": storm.run,
 }

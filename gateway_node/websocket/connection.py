@@ -27,7 +27,7 @@ connection closed with 1011.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway_node.websocket.frames import (
@@ -117,16 +117,15 @@ class Connection(asyncio.Protocol):
         return self._state == _OPEN
 
     @property
-    def peer(self) -> str:
-        """The peer's address, without its port; empty once TCP is gone."""
-        name = self._transport and self._transport.get_extra_info("peername")
-        return str(name[0]) if name else ""
-
-    @property
     def outbox_bytes(self) -> int:
         """Bytes given to `send` that the kernel has not taken. Those of a frame that was dropped count for good."""
         held = self._transport.get_write_buffer_size() if self._transport is not None else 0
         return self._queued + self._lost + held
+
+    @property
+    def waiting_bytes(self) -> tuple[int, int]:
+        """What the transport holds for the kernel, and what is in the outbox behind that."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size(), self._queued
 
     def accept(self, subprotocol: str | None = None) -> bool:
         """
@@ -180,7 +179,7 @@ class Connection(asyncio.Protocol):
         self._queued += len(frame)
         if self._paused:
             if self.outbox_bytes > self._gate.limits.max_outbox_bytes:
-                self._cut_slow_consumer()
+                self.cut_slow_consumer()
                 return False
         elif not self._dirty:
             self._dirty = True
@@ -270,18 +269,23 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._paused = True
         self.blocked = True
-        self._gate.blocked += 1
+        self._gate.blocked.add(self)
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._gate.note_unblocked()
+        self._gate.blocked.drop(self)
         if self._pong is not None and self._state == _OPEN:
             self._enqueue(self._pong)
         self._pong = None
         self.blocked = self._lost > 0
         self.flush()
-        if not self.blocked and self._told:
-            self._call(self._upper.drained)
+        if self.blocked or not self._told:
+            return
+        try:
+            self._upper.drained(self)
+        except Exception:
+            log.error("the layer above failed", exc_info=True)
+            self.close(CloseCode.INTERNAL_ERROR)
 
     def connection_lost(self, exc: Exception | None) -> None:
         held = self.outbox_bytes - self._lost
@@ -292,8 +296,7 @@ class Connection(asyncio.Protocol):
         self._queued = 0
         gate = self._gate
         gate.alive -= 1
-        gate.blocked -= self._paused
-        self._paused = False
+        gate.blocked.drop(self)
         gate.opening.drop(self)
         gate.closing.drop(self)
         if not self._told:
@@ -392,7 +395,10 @@ class Connection(asyncio.Protocol):
         if self._state != _ENDING:
             self._end(linger=True)
 
-    def _cut_slow_consumer(self) -> None:
+    def cut_slow_consumer(self) -> None:
+        """Drop the outbox and close with 4008. Nothing if it closes already."""
+        if self._state != _OPEN:
+            return
         self._state = _CLOSING
         self._lose(self._queued)
         self._end_code, self._end_reason = CloseCode.SLOW_CONSUMER, "slow consumer"
@@ -441,10 +447,3 @@ class Connection(asyncio.Protocol):
     def _lose(self, size: int) -> None:
         self._lost += size
         self.blocked = True
-
-    def _call(self, callback: Callable[[Connection], None]) -> None:
-        try:
-            callback(self)
-        except Exception:
-            log.error("the layer above failed", exc_info=True)
-            self.close(CloseCode.INTERNAL_ERROR)

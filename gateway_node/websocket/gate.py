@@ -10,8 +10,8 @@ looks at the heads of the dicts. Times are the layer above's coarse clock, `Uppe
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from asyncio import AbstractEventLoop, Future, get_running_loop, wait
+from collections.abc import Callable, ItemsView
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,26 +105,60 @@ class Deadlines:
         return list(self._due)
 
 
+class Stand:
+    """Where a blocked connection stands: what the kernel had still to take at the last look, and for how long that."""
+
+    __slots__ = ("held", "still_s")
+
+    def __init__(self) -> None:
+        self.held = -1
+        self.still_s = 0.0
+
+
+class Blocked:
+    """The connections whose kernel takes no more now."""
+
+    __slots__ = ("_few", "_stands", "_waiting")
+
+    def __init__(self) -> None:
+        self._stands: dict[Connection, Stand] = {}
+        self._few = -1
+        self._waiting: Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._stands)
+
+    def items(self) -> ItemsView[Connection, Stand]:
+        return self._stands.items()
+
+    def add(self, connection: Connection) -> None:
+        self._stands[connection] = Stand()
+
+    def drop(self, connection: Connection) -> None:
+        """It is taken from again, or has ended. Nothing if it was not there."""
+        self._stands.pop(connection, None)
+        if len(self._stands) <= self._few and self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def until_few(self, few: int, within_s: float) -> None:
+        """Return when there are no more than `few`, or after `within_s`. For one who waits."""
+        self._few = few
+        self._waiting = get_running_loop().create_future()
+        try:
+            await wait((self._waiting,), timeout=within_s)
+        finally:
+            self._few = -1
+            self._waiting = None
+
+
 class Gate:
     """
-    Makes connections and holds what they share. `alive` counts the TCP connections there are, `blocked` those of them
-    whose kernel takes no more now, `unblocked` how often one was taken from again.
+    Makes connections and holds what they share. `alive` counts the TCP connections there are.
 
     `on_binary` takes binary messages; without it one closes the connection with 1003.
     """
 
-    __slots__ = (
-        "_loop",
-        "alive",
-        "blocked",
-        "closing",
-        "flusher",
-        "limits",
-        "on_binary",
-        "opening",
-        "unblocked",
-        "upper",
-    )
+    __slots__ = ("_loop", "alive", "blocked", "closing", "flusher", "limits", "on_binary", "opening", "upper")
 
     def __init__(
         self,
@@ -140,18 +174,12 @@ class Gate:
         self.opening = Deadlines(self.limits.handshake_timeout_s)
         self.closing = Deadlines(self.limits.close_timeout_s)
         self.alive = 0
-        self.blocked = 0
-        self.unblocked = 0
+        self.blocked = Blocked()
         self._loop = loop
 
     def connection(self) -> Connection:
         """The protocol factory to give to `loop.create_server`."""
         return Connection(self)
-
-    def note_unblocked(self) -> None:
-        """The kernel takes what a connection has again."""
-        self.blocked -= 1
-        self.unblocked += 1
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)

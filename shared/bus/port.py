@@ -41,12 +41,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A record as fetched. `record_id` is the bus's own id of it; `handle` belongs to the adapter."""
+    """
+    A record as fetched. `record_id` is the bus's own id of it; `handle` belongs to the adapter.
+
+    `stored_ms` (epoch ms) is when the bus stored it, by the bus's clock.
+    """
 
     body: bytes
     key: str
     record_id: str
     handle: object
+    stored_ms: int
 
 
 class TopicReader(Protocol):

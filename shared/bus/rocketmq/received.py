@@ -23,7 +23,7 @@ def as_received(message: Message, handle: object) -> Received:
     """The record id is the unique key, or, if a foreign producer set none, the place in the queue."""
     properties = message.properties
     record_id = property_of(properties, "UNIQ_KEY") or f"{message.queue_id}-{message.queue_offset}"
-    return Received(message.body, property_of(properties, "KEYS"), record_id, handle)
+    return Received(message.body, property_of(properties, "KEYS"), record_id, handle, message.stored_ms)
 
 
 def set_aside(topic: str, broken: list[BrokenMessage]) -> None:

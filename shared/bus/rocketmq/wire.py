@@ -179,13 +179,14 @@ _LONG = Struct(">q")
 
 @dataclass(slots=True)
 class Message:
-    """A stored message. `properties` is as on the wire: `name \\x01 value \\x02 ...`."""
+    """A stored message. `properties` is as on the wire: `name \\x01 value \\x02 ...`; `stored_ms` is epoch ms."""
 
     topic: str
     queue_id: int
     queue_offset: int
     body: bytes
     properties: str
+    stored_ms: int
 
 
 @dataclass(slots=True)
@@ -224,6 +225,7 @@ def _decode_message(data: bytes, at: int, end: int) -> Message:
         raise WireError(f"magic {magic:#x}")
     place = at + _HEAD_AND_BORN
     place += 20 if system_flag & _BORN_HOST_IPV6 else 8
+    stored_ms: int = _LONG.unpack_from(data, place)[0]
     place += 28 if system_flag & _STORE_HOST_IPV6 else 16  # stored time, then the host
     size = _AFTER_HOSTS.unpack_from(data, place)[2]
     place += _AFTER_HOSTS.size
@@ -245,7 +247,8 @@ def _decode_message(data: bytes, at: int, end: int) -> Message:
     if system_flag & _COMPRESSED:
         body = _inflate(body, system_flag)
     topic = data[place:after_topic].decode()
-    return Message(topic, queue_id, queue_offset, body, data[after_topic + 2 : properties_end].decode())
+    properties = data[after_topic + 2 : properties_end].decode()
+    return Message(topic, queue_id, queue_offset, body, properties, stored_ms)
 
 
 def _inflate(body: bytes, system_flag: int) -> bytes:

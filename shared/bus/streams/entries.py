@@ -54,4 +54,5 @@ def _decode(place: Place, fields: Any) -> Received | None:
         key = fields[1].decode() if fields[1] else ""
     except UnicodeDecodeError:
         return None
-    return Received(fields[3], key, f"{place.queue}/{place.entry_id.decode()}", place)
+    stored_ms = int(place.entry_id[: place.entry_id.index(b"-")])
+    return Received(fields[3], key, f"{place.queue}/{place.entry_id.decode()}", place, stored_ms)

@@ -54,7 +54,7 @@ def stored(
     store_host = bytes(20 if flags & 0x20 else 8)
     topic_size = struct.pack(">b" if magic == 0xDAA320A7 else ">h", len(topic))
     rest = struct.pack(">Iiiiqqiq", magic, 0, 3, 0, offset, 0, flags, 0) + born_host
-    rest += struct.pack(">q", 0) + store_host + struct.pack(">iqi", 0, 0, len(body)) + body
+    rest += struct.pack(">q", 1_700_000_000_123) + store_host + struct.pack(">iqi", 0, 0, len(body)) + body
     rest += topic_size + topic + struct.pack(">h", len(properties)) + properties
     return struct.pack(">i", 4 + len(rest)) + rest
 
@@ -174,7 +174,7 @@ def test_messages_by_flag(body: bytes, offset: int, hosts: int, compressed: bool
     """IPv4 and IPv6 hosts in each mixture, plain and compressed."""
     sent = zlib.compress(body) if compressed else body
     data = stored(sent, offset=offset, flags=hosts | compressed)
-    assert ([Message("topic", 3, offset, body, "KEYS\x01k\x02")], []) == decode_messages(data)
+    assert ([Message("topic", 3, offset, body, "KEYS\x01k\x02", 1_700_000_000_123)], []) == decode_messages(data)
 
 
 def test_message_with_a_long_topic() -> None:

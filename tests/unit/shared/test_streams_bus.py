@@ -47,7 +47,7 @@ def test_every_record_is_in_one_call_in_order(items: list[Item]) -> None:
 def test_an_entry_becomes_a_record() -> None:
     """Body, key, an id that is unique over the queues, and the place for the acknowledgement."""
     records, foreign = decode_entries(2, [[b"17-0", [b"k", b"order", b"b", b"a\0b"]]])
-    assert [Received(b"a\0b", "order", "2/17-0", Place(2, b"17-0"))] == records
+    assert [Received(b"a\0b", "order", "2/17-0", Place(2, b"17-0"), 17)] == records
     assert [] == foreign
 
 
