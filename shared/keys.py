@@ -9,6 +9,11 @@ on a single server it stays one call.
 | `{ns}:{{p}}:last:<clientId>`        | string | the node the client was on last                                |
 | `{ns}:{{p}}:device:<clientId>`      | hash   | device -> sessionId, with PUSH_SESSION_POLICY=device            |
 | `{ns}:{{p}}:at:<nodeId>`            | set    | sessionIds on the node: an index for who cleans up behind it    |
+| `{ns}:{{p}}:audiences:<clientId>`   | hash   | audience -> the client's cursor in it; `#` -> times it changed  |
+| `{ns}:{{p}}:timeline:<audience>`    | stream | an audience's messages, by their order                          |
+| `{ns}:{{p}}:audience:<audience>`    | hash   | last, cut (orders), bytes; of a group: name, owner, created     |
+| `{ns}:{{p}}:members:<groupId>`      | set    | clientIds                                                       |
+| `{ns}:{{p}}:where:<groupId>`        | hash   | nodeId -> epoch: the nodes that host members                    |
 | `{ns}:{{nodes}}:ids`                | set    | nodeIds that hold or held a lease                              |
 | `{ns}:{{nodes}}:lease:<nodeId>`     | string | JSON: shared.registry.Lease; expires                           |
 | `{ns}:{{nodes}}:starts`             | zset   | `<nodeId> <epoch>` -> when its lease ends (epoch ms)            |
@@ -19,6 +24,9 @@ on a single server it stays one call.
 | `{ns}:{{nodes}}:lock:<name>`        | string | the token of who holds it; expires; `fence:<name>`: the last    |
 | `{ns}:{{p}}:sent:<caller>/<reqId>`  | hash   | idempotency: the first send of this requestId, and its answer  |
 | `{ns}:{{p}}:quota:<caller>/<day>`   | string | sends of a caller on a day (UTC)                               |
+
+An *audience* is a group, by its groupId, or everyone, `*`. What is an audience's lies in its own partition, what is a
+client's in the client's.
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ from __future__ import annotations
 from zlib import crc32
 
 PARTITIONS = 64
+EVERYONE = "*"  # no groupId holds it
 
 
 def partition_of(name: str) -> int:
@@ -38,14 +47,19 @@ class Keys:
 
     __slots__ = (
         "_at",
+        "_audience",
+        "_audiences",
         "_device",
         "_inbox",
         "_last",
         "_lease",
+        "_members",
         "_nodes",
         "_quota",
         "_route",
         "_sent",
+        "_timeline",
+        "_where",
         "node_ids",
         "starts",
         "store_id",
@@ -60,6 +74,11 @@ class Keys:
         self._quota = [f"{tag}quota:" for tag in tags]
         self._device = [f"{tag}device:" for tag in tags]
         self._at = [f"{tag}at:" for tag in tags]
+        self._audiences = [f"{tag}audiences:" for tag in tags]
+        self._audience = [f"{tag}audience:" for tag in tags]
+        self._timeline = [f"{tag}timeline:" for tag in tags]
+        self._members = [f"{tag}members:" for tag in tags]
+        self._where = [f"{tag}where:" for tag in tags]
         self._nodes = nodes = f"{namespace}:{{nodes}}:"
         self._lease = f"{nodes}lease:"
         self.node_ids = f"{nodes}ids"
@@ -77,14 +96,29 @@ class Keys:
         partition = crc32(client_id.encode()) % PARTITIONS
         return self._inbox[partition] + client_id, self._route[partition] + client_id
 
-    def session(self, client_id: str) -> tuple[str, str, str, str]:
-        """Route, inbox, last and device."""
+    def session(self, client_id: str) -> tuple[str, str, str, str, str]:
+        """Route, inbox, last, device and audiences."""
         partition = crc32(client_id.encode()) % PARTITIONS
         return (
             self._route[partition] + client_id,
             self._inbox[partition] + client_id,
             self._last[partition] + client_id,
             self._device[partition] + client_id,
+            self._audiences[partition] + client_id,
+        )
+
+    def audiences(self, client_id: str) -> str:
+        """The audiences of a client."""
+        return self._audiences[crc32(client_id.encode()) % PARTITIONS] + client_id
+
+    def audience(self, audience: str) -> tuple[str, str, str, str]:
+        """What is known of an audience, its timeline, its members, and where they are."""
+        partition = crc32(audience.encode()) % PARTITIONS
+        return (
+            self._audience[partition] + audience,
+            self._timeline[partition] + audience,
+            self._members[partition] + audience,
+            self._where[partition] + audience,
         )
 
     def last(self, client_id: str) -> str:

@@ -9,6 +9,11 @@ The body of a node-topic record: NDJSON, one delivery a line. Pure.
 | online   | whole, for one session            | delivers it; nothing is stored (`durable:false`)              |
 | everyone | a template                        | fills it for each session of the node                         |
 | close    | sessionId, code, reason           | closes that session                                           |
+| audience | a template                        | fills it for each session here of the audience                |
+| member   | sessionId                         | reads the client's audiences again                            |
+
+A line of kind audience says more before its envelope: `"after"`, the order of the audience's message before this one;
+`"audience"`; and `"but"`, a sessionId that does not get it ("": all do).
 
 `expires` is in epoch ms; a line that comes later is passed over. `order` is the message's place in the client's inbox
 (0: none), so that a session which has read the inbox up to some place knows what it has already. The header has a fixed
@@ -26,7 +31,8 @@ import orjson
 _EXPIRES = slice(11, 24)
 _ORDER = slice(34, 50)
 _KIND_AT = 60  # the first letter of the kind
-_ENVELOPE_AT = {0x64: 79, 0x6F: 79, 0x65: 81, 0x63: 78}  # by that letter: d(irect), o(nline), e(veryone), c(lose)
+# By that letter: d(irect), o(nline), e(veryone), c(lose), a(udience), m(ember).
+_ENVELOPE_AT = {0x64: 79, 0x6F: 79, 0x65: 81, 0x63: 78, 0x61: 81, 0x6D: 79}
 
 
 class Kind(IntEnum):
@@ -36,6 +42,8 @@ class Kind(IntEnum):
     ONLINE = 0x6F
     EVERYONE = 0x65
     CLOSE = 0x63
+    AUDIENCE = 0x61
+    MEMBER = 0x6D
 
 
 class BadLine(ValueError):

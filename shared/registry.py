@@ -219,7 +219,7 @@ class Registry:
             names: list[str] = []
             args: list[str | int] = [*head]
             for session in some:
-                names += self._store.keys.session(session.client_id)
+                names += self._store.keys.session(session.client_id)[:4]
                 args += (session.session_id, session.device)
             return [_joined(answer) for answer in await self._store.run(_REGISTER, names, args)]
 
@@ -245,7 +245,7 @@ class Registry:
         async def check_some(some: Sequence[tuple[str, str]]) -> list[list[bytes] | None]:
             names: list[str] = []
             for client_id, _ in some:
-                route, inbox, _, _ = self._store.keys.session(client_id)
+                route, inbox, *_ = self._store.keys.session(client_id)
                 names += (route, inbox)
             args = (epoch, int(grace_s * 1000), *(session_id for _, session_id in some))
             return [None if answer == -1 else answer for answer in await self._store.run(_CHECK, names, args)]
@@ -256,7 +256,7 @@ class Registry:
         names: list[str] = []
         args: list[str] = []
         for client_id, session_id, epoch in sessions:
-            route, _, _, device = self._store.keys.session(client_id)
+            route, _, _, device, _ = self._store.keys.session(client_id)
             names += (route, device)
             args += (session_id, epoch)
         removed: list[int] = await self._store.run(_UNREGISTER, names, args)
