@@ -16,8 +16,10 @@ from prometheus_client import REGISTRY
 from dispatcher.api import Api
 from dispatcher.audiences import AudienceSends
 from dispatcher.callers import Callers, load_keys
+from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
+from dispatcher.member_lines import MemberLines
 from dispatcher.metrics import Tally
 from dispatcher.nodes import LiveNodes
 from dispatcher.nodes_api import NodesApi
@@ -32,6 +34,7 @@ from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
 from shared.bus import open_bus
 from shared.errors import PushfleetError
+from shared.groups import Groups
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
 from shared.registry import Registry
@@ -86,6 +89,8 @@ class Dispatcher:
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
+        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        member_lines = MemberLines(self._nodes, self._publisher)
         self._api = Api(
             push=self._push,
             placement=self._placement,
@@ -95,7 +100,10 @@ class Dispatcher:
             tally=self._tally,
             health=self.health,
             degraded=self.degraded,
-            operations=NodesApi(registry, self._nodes).operations(),
+            operations=(
+                *NodesApi(registry, self._nodes).operations(),
+                *GroupsApi(groups, member_lines).operations(),
+            ),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"

@@ -177,6 +177,16 @@ class FakeNode:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def until(self, kind: str, count: int) -> list[Delivery]:
+        """The lines of a kind, as soon as there are `count`."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                found = [line for line in self.lines if line.kind == kind]
+                if len(found) >= count:
+                    return found
+                self._changed.clear()
+                await self._changed.wait()
+
     async def close(self) -> None:
         if self._reading is not None and self._reader is not None:
             self._reading.cancel()
