@@ -8,6 +8,7 @@ from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.neighbours import Neighbours
 from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
@@ -30,7 +31,7 @@ async def test_it_waits_until_every_route_is_gone(valkey: LocalValkey, namespace
     store, settings, hub = Store(valkey.url, namespace=namespace), GatewaySettings(auth="off"), Hub()
     bus = open_bus(valkey.url, namespace=namespace)
     delivery = Delivery(hub, Inbox(store), settings, Recent())
-    eviction = Eviction(hub, bus, namespace=namespace)
+    eviction = Eviction(hub, Neighbours(bus, namespace=namespace))
     registry = Registry(store)
     registration = Registration(NODE, lambda: "e1", hub, registry, settings, delivery, eviction)
     sessions = [Joining(f"c{n}", f"{NODE}_c{n}_20260101000000000") for n in range(3000)]
