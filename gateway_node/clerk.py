@@ -58,7 +58,7 @@ _MOST_CHANGES = 256
 _log = get_log("clerk")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Errand:
     """A command under way."""
 
