@@ -20,17 +20,23 @@ from aiohttp import web
 from gateway_node.admin import open_admin
 from gateway_node.audience import Audience
 from gateway_node.audiences import Audiences, Place
+from gateway_node.chat import Chat
 from gateway_node.clearance import Clearance
+from gateway_node.clerk import Clerk
 from gateway_node.consumer import Consumer
 from gateway_node.cursor_moves import CursorMoves
 from gateway_node.delivery import Delivery
 from gateway_node.drain import Drain
+from gateway_node.envelope_dialect import EnvelopeDialect
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.lookups import Lookups
+from gateway_node.membership import Membership
 from gateway_node.metrics import LAG
+from gateway_node.neighbours import Neighbours
 from gateway_node.pacing import Pacing
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
@@ -44,9 +50,11 @@ from shared.backoff import Backoff
 from shared.bus import open_bus
 from shared.cursors import Cursors
 from shared.errors import PushfleetError
+from shared.groups import Groups
 from shared.ids import node_topic
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
+from shared.people import People
 from shared.process import Stop
 from shared.registry import Lease, Registry
 from shared.settings import cannot_listen
@@ -104,10 +112,13 @@ class Node:
         upstream = upstream_topic(settings.namespace)
         self._upstream_topic = upstream
         self._upstream = Upstream(self._bus, upstream)
+        self._neighbours = Neighbours(self._bus, namespace=settings.namespace)
+        self._clerk = self._make_clerk(settings)
         self._gateway = Gateway(
-            self.node_id, settings, self._hub, self._delivery, self._upstream, self.health, self.refusal
+            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal
         )
-        self._eviction = Eviction(self._hub, self._bus, namespace=settings.namespace)
+        self._clerk.log_out = self._gateway.log_out
+        self._eviction = Eviction(self._hub, self._neighbours)
         self._lease = LeaseKeeper(
             self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
         )
@@ -156,6 +167,19 @@ class Node:
         self._frozen_at = 0
         self._ticked = 0.0
         self._complaint = OncePerSecond()
+
+    def _make_clerk(self, settings: GatewaySettings) -> Clerk:
+        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        chat = Chat(settings.chat_timezone)
+        return Clerk(
+            self._hub,
+            self._delivery,
+            self._upstream,
+            Lookups(People(self._store), groups),
+            Membership(groups, self._hub, self._neighbours, self._audiences.changed),
+            (EnvelopeDialect(), chat),
+            chat,
+        )
 
     # -- start -----------------------------------------------------------------------------------------------
 
@@ -363,8 +387,9 @@ class Node:
             self._gate.abort_unopened()
         await self._reconcile.close()
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
+        await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._registration.close(patience_s)
-        await self._eviction.close(_SETTLE_S if self._reached_bus else 0.0)
+        await self._neighbours.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._audiences.close(patience_s)
         await self._delivery.close(patience_s)
         await self._moves.close(patience_s)

@@ -12,9 +12,9 @@ import msgspec
 
 class UpstreamSend(msgspec.Struct, frozen=True, omit_defaults=True):
     """
-    `active_time` in epoch ms. `msg` is the client's JSON text as it came.
+    `active_time` in epoch ms. `msg` is JSON text, the client's as it came or what its node made of it.
 
-    The client is a member of `to_groups`; `but` is its own session, which does not get what goes to groups.
+    `to_groups`: groupIds, of which the sender is a member; `but`: a sessionId that gets nothing of what goes to these.
     """
 
     message_id: str = msgspec.field(name="messageId")

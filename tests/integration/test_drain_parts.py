@@ -6,6 +6,7 @@ import asyncio
 
 from gateway_node.eviction import Eviction
 from gateway_node.lease import LeaseKeeper
+from gateway_node.neighbours import Neighbours
 from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
@@ -28,7 +29,7 @@ async def test_it_waits_until_every_route_is_gone(valkey: LocalValkey, namespace
     parts = node_parts(store, settings)
     hub = parts.hub
     bus = open_bus(valkey.url, namespace=namespace)
-    eviction = Eviction(hub, bus, namespace=namespace)
+    eviction = Eviction(hub, Neighbours(bus, namespace=namespace))
     registry = Registry(store)
     registration = Registration(NODE, lambda: "e1", hub, registry, settings, parts.delivery, parts.audiences, eviction)
     sessions = [Joining(f"c{n}", f"{NODE}_c{n}_20260101000000000") for n in range(3000)]
