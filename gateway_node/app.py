@@ -197,7 +197,7 @@ class Node:
         pacing = Pacing(self._gate, settings.max_outbox_total)
         self._clearance = Clearance(self._lease, pacing, self._delivery, self._fanout)
         self._audiences.turn = self._clearance.turn
-        self._audiences.tell_cut = self._gateway.tell_cut
+        self._audiences.tell = self._gateway.tell
         self._server = await serve(self._gate, self._sock)
         try:
             self._admin, admin_port = await open_admin(

@@ -59,7 +59,7 @@ class Audiences:
     """
     Owned by app.py. `turn` lets others have their turn, and waits while nothing may be sent.
 
-    `tell_cut` is called with a session and an audience of which it missed messages, since they are not kept any more.
+    `tell` is called with a session, a code, words and a groupId, when there is something that its client should know.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class Audiences:
         "_rereads",
         "_timelines",
         "everyone",
-        "tell_cut",
+        "tell",
         "turn",
     )
 
@@ -101,7 +101,7 @@ class Audiences:
         self._by_name = by_name
         self.everyone = by_name[EVERYONE] = Audience(EVERYONE)
         self.turn: Callable[[], Awaitable[None]]
-        self.tell_cut: Callable[[Session, Audience], None]
+        self.tell: Callable[[Session, str, str, str | None], None]
         self._enters: Backlog[Audience] = Backlog("enter", self._enter, most=128)
         self._pulls: Backlog[Cursor] = Backlog("timeline", self._pull, most=128)
         self._fills: Backlog[Audience] = Backlog("gap", self._fill, most=1)
@@ -259,7 +259,7 @@ class Audiences:
         session = cursor.session
         if part.cut > cursor.read_to:
             MESSAGES_CUT.inc()
-            self.tell_cut(session, cursor.audience)
+            self._tell_cut(session, cursor.audience)
             cursor.read_to = part.cut
         window = self._delivery.window_of(session)
         now_ms = _now_ms()
@@ -278,6 +278,12 @@ class Audiences:
             cursor.read_to = max(cursor.read_to, part.last)
         self._moves.mark(cursor)
         self.settle(cursor)
+
+    def _tell_cut(self, session: Session, audience: Audience) -> None:
+        """It was away for longer than messages of the audience are kept."""
+        whose = f"group {audience.name}" if audience.is_group else "everyone"
+        words = f"messages to {whose} are gone that this client did not get: it was away for too long"
+        self.tell(session, "messages_cut", words, audience.name if audience.is_group else None)
 
     # -- gaps ------------------------------------------------------------------------------------------------
 
@@ -330,6 +336,9 @@ class Audiences:
         if last == NO_SUCH_GROUP:
             for cursor in list(audience.members.values()):
                 self._remove(cursor)
+                if not cursor.lasting:
+                    words = f"there is no group {audience.name}, which the token names"
+                    self.tell(cursor.session, "unknown_group", words, audience.name)
             return
         audience.entered = True
         if not audience.entering and last <= audience.head:

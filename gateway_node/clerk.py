@@ -149,7 +149,7 @@ class Clerk:
         CLIENT_FRAMES.labels("business").inc()
         errand = self._errand(session, command, dialect, command.request_id)
         if command.groups or not self._turns.is_idle(session.session_id):
-            self._look_up(errand, Question(session.client_id, groups=command.groups))
+            self._look_up(errand, Question(session.client_id, groups=_to_be_checked(session, command.groups)))
             return
         try:
             self._publish(errand, command.to, command.msg)
@@ -369,7 +369,13 @@ def _question(errand: Errand, command: Tell | TellGroup) -> Question:
     client_id = errand.session.client_id
     if isinstance(command, Tell):
         return Question(client_id, people=(client_id, command.to), message_id=errand.message_id)
-    return Question(client_id, groups=(command.group_id,), people=(client_id,), message_id=errand.message_id)
+    groups = _to_be_checked(errand.session, (command.group_id,))
+    return Question(client_id, groups=groups, people=(client_id,), message_id=errand.message_id)
+
+
+def _to_be_checked(session: Session, groups: Sequence[str]) -> Sequence[str]:
+    """Those of which only Redis can tell whether the client is a member."""
+    return [group for group in groups if not session.is_in_by_token(group)]
 
 
 def _standing_refusal(groups: Sequence[str], standings: Sequence[Standing]) -> tuple[str, str]:

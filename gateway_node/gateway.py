@@ -21,7 +21,6 @@ import orjson
 
 from gateway_node.admission import Admission, Admitted
 from gateway_node.arrivals import Arrivals, come_again_s
-from gateway_node.audience import Audience
 from gateway_node.audiences import Audiences
 from gateway_node.clerk import Clerk
 from gateway_node.client_frames import parse_frame
@@ -182,12 +181,12 @@ class Gateway:
         except Overloaded as error:
             self._turn_away(session, error)
             return
-        joined.add_done_callback(partial(self._on_joined, session, admitted.subprotocol, register))
+        joined.add_done_callback(partial(self._on_joined, session, admitted, register))
 
     def _on_joined(
         self,
         session: Session,
-        subprotocol: str | None,
+        admitted: Admitted,
         register: Register | None,
         joined: asyncio.Future[list[Joined]],
     ) -> None:
@@ -200,12 +199,13 @@ class Gateway:
             self._turn_away(session, error)
             return
         connection = session.connection
-        if not connection.open and not connection.accept(subprotocol):
+        if not connection.open and not connection.accept(admitted.subprotocol):
             self._hub.remove(session)  # it was refused or went away meanwhile
             self.registration.leave(session)
             return
         (answer,) = joined.result()
         self._welcome(session, answer, register)
+        self.audiences.attach_for_session(session, admitted.groups)
         self.registration.replaced(answer)
 
     def _welcome(self, session: Session, joined: Joined, register: Register | None) -> None:
@@ -271,17 +271,16 @@ class Gateway:
             result_msg="connected",
         )
 
-    def tell_cut(self, session: Session, audience: Audience) -> None:
-        """It was away for longer than messages of the audience are kept."""
-        whose = f"group {audience.name}" if audience.is_group else "everyone"
+    def tell(self, session: Session, code: str, text: str, group: str | None) -> None:
+        """An error that no frame of its own has caused."""
         envelope = server_envelope(
             MsgType.ERROR,
             active_time_ms=time.time_ns() // 1_000_000,
             session_id=session.session_id.decode(),
             client_id=session.client_id,
-            result_msg=f"messages to {whose} are gone that this client did not get: it was away for too long",
-            code="messages_cut",
-            group=audience.name if audience.is_group else None,
+            result_msg=text,
+            code=code,
+            group=group,
         )
         session.connection.send(text_frame(envelope))
 

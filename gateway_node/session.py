@@ -81,6 +81,11 @@ class Session:
         self.bad_frames = 0
         self.bad_since = 0.0
 
+    def is_in_by_token(self, group: str) -> bool:
+        """Whether its token has it in this group, for as long as the session lasts."""
+        cursor = self.cursors.get(group)
+        return cursor is not None and not cursor.lasting
+
     def is_flooding_bad_frames(self, now: float, most: int) -> bool:
         """Count a bad frame; whether there were more than `most` within a minute."""
         if now - self.bad_since > 60.0:

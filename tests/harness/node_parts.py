@@ -47,5 +47,5 @@ def node_parts(store: Store, settings: GatewaySettings, node_id: str = "10.0.0.1
         await asyncio.sleep(0)
 
     audiences.turn = turn
-    audiences.tell_cut = lambda session, audience: None
+    audiences.tell = lambda session, code, text, group: None
     return Parts(hub, moves, delivery, fanout, audiences)
