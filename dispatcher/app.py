@@ -14,6 +14,7 @@ import sys
 from prometheus_client import REGISTRY
 
 from dispatcher.api import Api
+from dispatcher.audiences import AudienceSends
 from dispatcher.callers import Callers, load_keys
 from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
@@ -38,6 +39,7 @@ from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
 from shared.registry import Registry
 from shared.store import Store
+from shared.timeline import Timelines
 from shared.tokens import TokenVerifier
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
@@ -71,7 +73,16 @@ class Dispatcher:
         self._tally = Tally()
         self._outbox = Outbox(self._store, most_bytes=settings.outbox_bytes)
         self._publisher = Publisher(self._bus, self._outbox)
-        self._push = Push(self._store, inbox, self._nodes, self._publisher, Idempotency(self._store), self._tally)
+        timelines = Timelines(
+            self._store,
+            most_messages=settings.timeline_messages,
+            most_bytes=settings.timeline_bytes,
+            keep_s=settings.timeline_s,
+        )
+        audiences = AudienceSends(timelines, self._nodes)
+        self._push = Push(
+            self._store, inbox, audiences, self._nodes, self._publisher, Idempotency(self._store), self._tally
+        )
         reroute = Reroute(self._bus, inbox, self._nodes, self._publisher)
         self._janitor = Janitor(self._store, registry, self._bus, reroute, namespace, settings.lease_s)
         self._cleaning: asyncio.Task[None] | None = None

@@ -18,9 +18,13 @@ from typing import Any
 from aiohttp import web
 
 from gateway_node.admin import open_admin
+from gateway_node.audience import Audience
+from gateway_node.audiences import Audiences, Place
 from gateway_node.chat import Chat
+from gateway_node.clearance import Clearance
 from gateway_node.clerk import Clerk
 from gateway_node.consumer import Consumer
+from gateway_node.cursor_moves import CursorMoves
 from gateway_node.delivery import Delivery
 from gateway_node.drain import Drain
 from gateway_node.envelope_dialect import EnvelopeDialect
@@ -41,8 +45,10 @@ from gateway_node.ticker import Ticker
 from gateway_node.upstream import Upstream
 from gateway_node.websocket.gate import Gate, Limits
 from gateway_node.websocket.listener import Listener, listening_socket, serve
+from gateway_node.window import Recent
 from shared.backoff import Backoff
 from shared.bus import open_bus
+from shared.cursors import Cursors
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.ids import node_topic
@@ -53,6 +59,7 @@ from shared.process import Stop
 from shared.registry import Lease, Registry
 from shared.settings import cannot_listen
 from shared.store import Store
+from shared.timeline import Timelines
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _SETTLE_S = 5.0
@@ -86,8 +93,22 @@ class Node:
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
         self._registry = Registry(self._store, policy=settings.session_policy)
         self._hub = Hub()
-        self._fanout = Fanout(self._hub, settings)
-        self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._fanout.broadcasts)
+        cursors = Cursors(self._store)
+        loose = Recent()
+        by_name: dict[str, Audience] = {}
+        self._moves = CursorMoves(cursors)
+        self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._moves, loose)
+        self._fanout = Fanout(by_name, self._delivery, self._moves, loose, settings)
+        self._audiences = Audiences(
+            Place(self.node_id, lambda: self._lease.epoch),
+            self._hub,
+            Timelines(self._store),
+            cursors,
+            self._delivery,
+            self._moves,
+            self._fanout,
+            by_name,
+        )
         upstream = upstream_topic(settings.namespace)
         self._upstream_topic = upstream
         self._upstream = Upstream(self._bus, upstream)
@@ -108,6 +129,7 @@ class Node:
             self._registry,
             settings,
             self._delivery,
+            self._audiences,
             self._eviction,
         )
         self._drain = Drain(
@@ -115,6 +137,7 @@ class Node:
             self._gateway,
             self._registration,
             self._delivery,
+            self._audiences,
             self._lease,
             self._leave_topic,
             seconds=settings.drain_s,
@@ -124,16 +147,18 @@ class Node:
             self._hub,
             self._registry,
             self._delivery,
+            self._audiences,
             self._lease,
             self._registration.join_again,
             every_s=settings.reconcile_s,
         )
         self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
         self._gateway.registration = self._registration
+        self._gateway.audiences = self._audiences
         self._gateway.ticker = self._ticker
         self._consumer: Consumer | None = None
         self._gate: Gate | None = None
-        self._pacing: Pacing | None = None
+        self._clearance: Clearance | None = None
         self._server: Listener | None = None
         self._admin: web.AppRunner | None = None
         self._tasks: list[Task[None]] = []
@@ -151,13 +176,10 @@ class Node:
             self._delivery,
             self._upstream,
             Lookups(People(self._store), groups),
-            Membership(groups, self._hub, self._neighbours, self._membership_changed),
+            Membership(groups, self._hub, self._neighbours, self._audiences.changed),
             (EnvelopeDialect(), chat),
             chat,
         )
-
-    def _membership_changed(self, session_id: bytes) -> None:
-        """The client of a session here joined or left a group."""
 
     # -- start -----------------------------------------------------------------------------------------------
 
@@ -172,7 +194,10 @@ class Node:
             handshake_timeout_s=settings.handshake_timeout_s,
         )
         self._gate = Gate(self._gateway, loop, limits)
-        self._pacing = Pacing(self._gate, settings.max_outbox_total)
+        pacing = Pacing(self._gate, settings.max_outbox_total)
+        self._clearance = Clearance(self._lease, pacing, self._delivery, self._fanout)
+        self._audiences.turn = self._clearance.turn
+        self._audiences.tell_cut = self._gateway.tell_cut
         self._server = await serve(self._gate, self._sock)
         try:
             self._admin, admin_port = await open_admin(
@@ -199,6 +224,7 @@ class Node:
         self._reached_bus = True
         self._topic_tasks += self._own(self._keep_consuming(), "consumer"), self._own(self._keep_topic(), "topic")
         self._own(self._lease.run(), "lease")
+        self._own(self._moves.run(), "cursors")
         gc.set_threshold(50_000, 25, 100)  # what a session holds is freed by counting; the collector finds little
         gc.collect()
         gc.freeze()
@@ -215,14 +241,15 @@ class Node:
             await self._until_done("bus", self._ensure_topics)
             for session in self._hub.by_id.values():
                 self._delivery.fall_behind(session)  # what was in the topic may be gone; the inboxes are not
-            assert self._pacing is not None
+            self._audiences.enter_all()
+            assert self._clearance is not None
             self._consumer = Consumer(
                 self._bus,
                 self._topic,
-                self._lease,
-                self._pacing,
+                self._clearance,
                 self._delivery,
                 self._fanout,
+                self._audiences,
                 self._eviction,
             )
             try:
@@ -271,7 +298,7 @@ class Node:
             return "starting: waiting for Redis and the bus"
         if not self._store.available or not self._lease.alive():
             return "the registry (Redis) does not answer"
-        return None
+        return None if self._audiences.everyone.entered else "starting: reading the timelines"
 
     def _describe(self, epoch: str) -> Lease:
         settings = self._settings
@@ -363,7 +390,9 @@ class Node:
         await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._registration.close(patience_s)
         await self._neighbours.close(_SETTLE_S if self._reached_bus else 0.0)
+        await self._audiences.close(patience_s)
         await self._delivery.close(patience_s)
+        await self._moves.close(patience_s)
         await self._upstream.close()
         for task in self._tasks:
             task.cancel()

@@ -21,6 +21,8 @@ import orjson
 
 from gateway_node.admission import Admission, Admitted
 from gateway_node.arrivals import Arrivals, come_again_s
+from gateway_node.audience import Audience
+from gateway_node.audiences import Audiences
 from gateway_node.clerk import Clerk
 from gateway_node.client_frames import parse_frame
 from gateway_node.commands import BadFrame, Command, Register
@@ -37,7 +39,6 @@ from gateway_node.websocket.handshake import Refused, Request, check_upgrade
 from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
-from shared.inbox import Slice
 from shared.logs import get_log
 from shared.registry import Joined
 
@@ -83,6 +84,7 @@ class Gateway:
         self._message_ids = MessageIdMint()
         self._guests: dict[Connection, Guest] = {}
         self.registration: Registration
+        self.audiences: Audiences
         self.ticker: Ticker
 
     # -- from the connection ---------------------------------------------------------------------------------
@@ -203,20 +205,21 @@ class Gateway:
             self.registration.leave(session)
             return
         (answer,) = joined.result()
-        self._welcome(session, answer.inbox, register)
+        self._welcome(session, answer, register)
         self.registration.replaced(answer)
 
-    def _welcome(self, session: Session, inbox: Slice, register: Register | None) -> None:
+    def _welcome(self, session: Session, joined: Joined, register: Register | None) -> None:
         self._hub.registered += 1
         _REGISTERED.inc()
-        session.connection.send(text_frame(self._connection_frame(session, inbox.held)))
+        session.connection.send(text_frame(self._connection_frame(session, joined.inbox.held)))
         if register is not None:
             self._clerk.welcome(session, register)
         early, session.early = session.early, None
         for frame in early or ():
             session.connection.send(frame)
         self.ticker.watch(session)
-        self._delivery.replay(session, inbox)
+        self._delivery.replay(session, joined.inbox)
+        self.audiences.attach(session, joined.audiences)
 
     def _turn_away(self, session: Session, error: BaseException) -> None:
         self._hub.remove(session)
@@ -232,6 +235,7 @@ class Gateway:
             self._refuse(connection, 503, "unavailable", text, retry_after_s=come_again_s())
 
     def _end_session(self, session: Session, code: int, clean: bool) -> None:
+        self.audiences.detach(session)
         self._delivery.forget(session)
         if session.early is not None:
             return  # still being registered: _on_joined removes it
@@ -266,6 +270,20 @@ class Gateway:
             },
             result_msg="connected",
         )
+
+    def tell_cut(self, session: Session, audience: Audience) -> None:
+        """It was away for longer than messages of the audience are kept."""
+        whose = f"group {audience.name}" if audience.is_group else "everyone"
+        envelope = server_envelope(
+            MsgType.ERROR,
+            active_time_ms=time.time_ns() // 1_000_000,
+            session_id=session.session_id.decode(),
+            client_id=session.client_id,
+            result_msg=f"messages to {whose} are gone that this client did not get: it was away for too long",
+            code="messages_cut",
+            group=audience.name if audience.is_group else None,
+        )
+        session.connection.send(text_frame(envelope))
 
     # -- frames ----------------------------------------------------------------------------------------------
 

@@ -304,6 +304,8 @@ class Groups:
 
     async def _quit(self, group_id: str, client_ids: Sequence[str], tally: _Tally) -> None:
         """The clients' side of leaving."""
+        if not client_ids:
+            return
 
         async def quit_some(some: Sequence[str]) -> list[list[Any]]:
             names = self._audiences_and_route(some)
@@ -339,9 +341,9 @@ class Groups:
         return names
 
     def _slices(self, client_ids: Sequence[str]) -> Iterable[list[str]]:
-        """Each client once."""
-        distinct = list(dict.fromkeys(client_ids))
-        return (distinct[start : start + self._most_in_call] for start in range(0, len(distinct), self._most_in_call))
+        """Each client once; at least one slice, which asks whether there is such a group."""
+        distinct, most = list(dict.fromkeys(client_ids)), self._most_in_call
+        return (distinct[start : start + most] for start in range(0, len(distinct) or 1, most))
 
     def _keys(self, group_id: str) -> tuple[str, str, str, str]:
         """Raises NotFound for what no group is called: `*` above all, everyone's."""

@@ -1,10 +1,11 @@
 -- Register sessions, then read their inboxes. In one script: see store.lua.
 --
--- KEYS  per session: route, inbox, last, device
+-- KEYS  per session: route, inbox, last, device, audiences
 -- ARGV  nodeId, epoch, most messages and most bytes of a slice, policy (multi, device, client), again (0, 1); per
---       session: sessionId, device
--- Gives per session a list: its slice (slice.lua), and the sessions it replaced: sessionId, epoch, ...; or instead of the
--- slice -1 when it was to be registered again and a newer session has taken its place.
+--       session: sessionId, device, where the client's cursor for everyone begins if it has none (16 digits)
+-- Gives per session a list: its slice (slice.lua); the sessions it replaced: sessionId, epoch, ...; its client's audiences:
+-- audience, cursor, ...; or instead of the slice -1 when it was to be registered again and a newer session has taken its
+-- place.
 --
 -- A session that comes anew replaces what the policy has it replace. One that is registered again (its node was cut off
 -- from Redis) yields to a newer one: the stamp at the end of a sessionId tells which is newer.
@@ -47,11 +48,21 @@ local function yields(session_id, others)
   return false
 end
 
-local function register(route, inbox, last, device_key, session_id, device)
+-- Who is in no group and stays away for longer than anything is kept for him is forgotten.
+local function audiences_of(audiences, start)
+  redis.call('HSETNX', audiences, '*', start)
+  local all = redis.call('HGETALL', audiences)
+  if #all <= 4 then
+    redis.call('EXPIRE', audiences, 5184000)
+  end
+  return all
+end
+
+local function register(route, inbox, last, device_key, audiences, session_id, device, start)
   local replaced = rivals(route, device_key, session_id, device)
   if again and yields(session_id, replaced) then
     redis.call('HDEL', route, session_id)
-    return { -1, {} }
+    return { -1, {}, {} }
   end
   local index = string.match(route, '^[^}]*}:') .. 'at:'
   for i = 1, #replaced, 2 do
@@ -64,12 +75,14 @@ local function register(route, inbox, last, device_key, session_id, device)
   if policy == 'device' then
     redis.call('HSET', device_key, device, session_id)
   end
-  return { slice(inbox, most, most_bytes, now), replaced }
+  return { slice(inbox, most, most_bytes, now), replaced, audiences_of(audiences, start) }
 end
 
 local answers = {}
-for i = 1, #KEYS / 4 do
-  local k = 4 * i
-  answers[i] = register(KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[5 + 2 * i], ARGV[6 + 2 * i])
+for i = 1, #KEYS / 5 do
+  local k, a = 5 * i, 6 + 3 * i
+  answers[i] = register(
+    KEYS[k - 4], KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[a - 2], ARGV[a - 1], ARGV[a]
+  )
 end
 return answers
