@@ -30,6 +30,12 @@ class User:
         """Send what is refused; code and message."""
         return await self.ask(kind, 500, **params)
 
+    async def tried(self, kind: int, reply: int, **params: Any) -> bool:
+        """Send, and wait until it is done or refused: whether it was done."""
+        await self.send(kind, **params)
+        frame = await self._next(lambda frame: "msgType" not in frame and frame["type"] in (reply, 500))
+        return bool(frame["type"] == reply)
+
     async def answered(self, kind: int) -> dict[str, Any]:
         """The params of the next answer of this type."""
         frame = await self._next(lambda frame: "msgType" not in frame and frame["type"] == kind)

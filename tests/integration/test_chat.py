@@ -13,6 +13,9 @@ import orjson
 import pytest
 
 from shared.bus import Bus, open_bus
+from shared.people import People, profile
+from shared.person import Person
+from shared.store import Store
 from shared.upstream import upstream_topic
 from tests.harness.chat import User, user
 from tests.harness.client import connected
@@ -41,6 +44,16 @@ def age_of(date: str) -> timedelta:
 # -- who is there --------------------------------------------------------------------------------------------
 
 
+async def until_known(cluster: Cluster, person: Person) -> None:
+    """Until this is what Redis knows of a client."""
+    store = Store(cluster.variables["PUSH_REDIS_URL"], namespace=cluster.variables["PUSH_NAMESPACE"])
+    people = People(store)
+    async with asyncio.timeout(20):
+        while await people.carry_out([profile(person.client_id)]) != [person]:
+            pass
+    await store.close()
+
+
 @pytest.mark.parametrize(("kind", "reply"), [(7, 8), (5, 6)])
 async def test_registering_and_logging_in(cluster: Cluster, name: Name, kind: int, reply: int) -> None:
     """As the first frame, which makes the session, and again on it."""
@@ -56,11 +69,12 @@ async def test_registering_and_logging_in(cluster: Cluster, name: Name, kind: in
 
 
 async def test_logging_out(cluster: Cluster, name: Name) -> None:
-    """Type 8 with loginStatus "0", then 1000; to the others the user is gone at once."""
+    """Type 8 with loginStatus "0", then 1000; the user is out of the registry, and others are told so."""
     alice, bob = name("alice"), name("bob")
     async with user(cluster, 0, alice, "Alice") as sender, user(cluster, 1, bob, "Bob") as leaver:
         answer = await leaver.ask(7, 8, openid=bob, userName="Bobby", loginStatus="0")
         code = await leaver.client.closed()
+        await until_known(cluster, Person(bob, "Bobby", online=False))
         await sender.ask(1, 0, toMessageId=bob, message="late", fileType=None)
         async with user(cluster, 1, bob) as again:
             told = await again.told(2)
@@ -154,15 +168,25 @@ async def test_a_user_who_is_away_gets_it_later_and_once(cluster: Cluster, name:
     assert ["last"] == again
 
 
-async def test_the_order_of_what_a_client_sends(cluster: Cluster, name: Name) -> None:
-    """In both dialects, though some messages need look-ups and some do not."""
-    async with user(cluster, 0, name("alice")) as alice, user(cluster, 1, name("bob")) as bob:
-        for number in range(0, 200, 2):
-            await alice.send(1, toMessageId=bob.client_id, message=number)
-            await alice.client.send({"msgType": 1, "to": bob.client_id, "msg": {"params": {"message": number + 1}}})
-        envelopes = await bob.client.until_business(200)
+async def test_the_order_of_what_a_client_sends(bus_url: str, valkey: Any, name: Name) -> None:
+    """In both dialects, to users and groups: it is published in this order, whether it needs look-ups or not."""
+    namespace = name("order")
+    bus = open_bus(bus_url, namespace=namespace)
+    async with (
+        running_cluster(valkey.url, bus_url, namespace, dispatchers=0) as cluster,
+        user(cluster, 0, "alice") as alice,
+    ):
+        group_id = (await alice.ask(3, 4, userIdList=["bob"]))["groupId"]
+        for number in range(0, 200, 4):
+            await alice.send(1, toMessageId="bob", message=number)
+            await alice.client.send({"msgType": 1, "to": "bob", "msg": number + 1})
+            await alice.send(9, toMessageId=group_id, message=number + 2)
+            await alice.client.send({"msgType": 1, "toGroups": [group_id], "msg": number + 3})
+        records = await records_of(bus, upstream_topic(namespace), 201)
+    await bus.close()
 
-    assert list(range(200)) == [envelope["msg"]["params"]["message"] for envelope in envelopes]
+    sent = [record["msg"] for record in records[1:]]
+    assert list(range(200)) == [msg if isinstance(msg, int) else msg["params"]["message"] for msg in sent]
 
 
 async def test_a_name_may_change_in_the_same_breath(cluster: Cluster, name: Name) -> None:
@@ -369,15 +393,13 @@ async def test_what_a_node_publishes_for_groups(bus_url: str, valkey: Any, name:
 
 
 async def records_of(bus: Bus, topic: str, count: int) -> list[dict[str, Any]]:
-    """Of the upstream topic."""
-    reader = await bus.open_shared(topic, f"{topic}-test")
+    """Of the upstream topic, those of one client in their order."""
+    reader = await bus.open_reader(topic)
     records: list[dict[str, Any]] = []
     try:
         async with asyncio.timeout(20):
             while len(records) < count:
-                received = await reader.fetch(32)
-                records += [orjson.loads(record.body) for record in received]
-                await reader.ack(received)
+                records += [orjson.loads(record.body) for record in await reader.fetch()]
     finally:
         await reader.close()
     return records
@@ -513,17 +535,15 @@ async def test_redis_is_away(private_valkey: Any, shared_rocketmq: Any, name: Na
         named = await alice.ask(5, 6, openid="alice", userName="Ally")
         await private_valkey.restart()
         async with asyncio.timeout(20):
-            while True:
-                await alice.client.send({"type": 1, "params": {"toMessageId": "bob", "message": 2}})
-                await alice.client.until(lambda: alice.client.frames[-1].get("type") in (0, 500))
-                if bob.tellings(2):
-                    break
-        told = await bob.told(2)
+            sender = person(alice, "Alice")
+            while sender["userName"] != "Ally":
+                if await alice.tried(1, 0, toMessageId="bob", message=2):
+                    sender = (await bob.told(2))["msg"]["params"]["fromUser"]
 
     assert {"store_unavailable"} == {error["code"] for error in errors}
     assert errors[0]["requestId"] == "q"
     assert named["userName"] == "Ally"
-    assert told["msg"]["params"]["message"] == 2
+    assert person(alice, "Ally") == sender
 
 
 async def test_chat_with_authentication(valkey: Any, name: Name) -> None:
