@@ -33,6 +33,7 @@ from shared.bus import open_bus
 from shared.errors import PushfleetError
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
+from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
 from shared.tokens import TokenVerifier
@@ -61,7 +62,8 @@ class Dispatcher:
         self._store = Store(settings.redis_url, namespace=namespace)
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
-        registry = Registry(self._store)
+        self._presence = PresenceWriter(self._bus, namespace=namespace)
+        registry = Registry(self._store, changed=self._presence.changed if settings.presence else None)
         self._nodes = LiveNodes(
             self._store, registry, namespace=namespace, lease_s=settings.lease_s, max_lag_s=settings.max_lag_s
         )
@@ -139,6 +141,7 @@ class Dispatcher:
             _log.warning("sends_given_up")
         await self._outbox.close()
         await self._nodes.close()
+        await self._presence.close(_FINISH_S)
         await self._bus.close()
         await self._store.close()
         if self._start is not None:
@@ -171,6 +174,8 @@ class Dispatcher:
         await self._store.ping()
         if self._settings.create_topics:
             await self._bus.ensure_topic(upstream_topic(self._settings.namespace), queues=UPSTREAM_QUEUES)
+            if self._settings.presence:
+                await ensure_presence_topic(self._bus, self._settings.namespace)
         await self._nodes.start()
         self._outbox.start(self._publisher.to_bus)
         await self._upstream.start()
