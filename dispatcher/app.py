@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 
 from dispatcher.api import Api
 from dispatcher.callers import Callers, load_keys
+from dispatcher.clients_api import ClientsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
 from dispatcher.metrics import Tally
@@ -26,6 +27,8 @@ from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
 from dispatcher.reroute import Reroute
+from dispatcher.sessions import Sessions
+from dispatcher.sessions_api import SessionsApi
 from dispatcher.settings import DispatcherSettings
 from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
@@ -77,6 +80,7 @@ class Dispatcher:
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
+        sessions = Sessions(self._store, self._nodes, self._publisher)
         self._api = Api(
             push=self._push,
             placement=self._placement,
@@ -86,7 +90,11 @@ class Dispatcher:
             tally=self._tally,
             health=self.health,
             degraded=self.degraded,
-            operations=NodesApi(registry, self._nodes).operations(),
+            operations=(
+                *NodesApi(registry, self._nodes).operations(),
+                *ClientsApi(sessions).operations(),
+                *SessionsApi(sessions).operations(),
+            ),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"

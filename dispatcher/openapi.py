@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from dispatcher import nodes_api
+from dispatcher import clients_api, nodes_api, sessions_api
 from dispatcher.requests import DEFAULT_TTL_S, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
 from dispatcher.v1 import Operation
 
@@ -90,6 +90,8 @@ _FIELDS = {
     "SendBody": _SEND_FIELDS,
     "Problem": {"code": "a word for programs", "field": "the path of the field that is wrong"},
     **nodes_api.FIELDS,
+    **clients_api.FIELDS,
+    **sessions_api.FIELDS,
 }
 
 
@@ -155,11 +157,16 @@ def _v1_paths(operations: Iterable[Operation[Any]]) -> dict[str, Any]:
                 for status in sorted({*operation.statuses, 400, 401, 403, 429, 503})
             },
         }
-        parameters = re.findall(r"{(\w+)}", operation.path)
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", operation.path)
+        ]
+        parameters += [
+            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
+            for name, text in operation.query
+        ]
         if parameters:
-            described["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters
-            ]
+            described["parameters"] = parameters
         if operation.body is not None:
             described["requestBody"] = {"content": {"application/json": {"schema": {"$ref": _ref(operation.body)}}}}
         paths.setdefault(operation.path, {})[operation.method.lower()] = described

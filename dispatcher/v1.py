@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
+from multidict import MultiMapping
 
 from dispatcher.callers import Caller
 from dispatcher.requests import check_utf8
@@ -46,7 +47,7 @@ class Call(Generic[Body]):
 
     caller: Caller
     params: Mapping[str, str]
-    query: Mapping[str, str]
+    query: MultiMapping[str]
     body: Body
 
 
@@ -64,7 +65,8 @@ class Operation(Generic[Body]):
     A method of a path, for callers with one of `scopes`.
 
     `run` raises PushfleetError; `statuses` are those it answers with, errors (4xx, 5xx) besides the ones that every
-    path has. `body` is the type that the body is decoded into, None where none is read. An absent body is `{}`.
+    path has. `body` is the type that the body is decoded into, None where none is read. An absent body is `{}`. `query`
+    names the parameters of the query, each with its meaning.
     """
 
     method: str
@@ -76,6 +78,7 @@ class Operation(Generic[Body]):
     answer: type[msgspec.Struct]
     body: type[Body] | None = None
     statuses: tuple[int, ...] = (200,)
+    query: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)

@@ -11,29 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from zlib import crc32
 
-import msgspec
-
 from gateway_node.backlog import Backlog
 from gateway_node.hub import Hub
 from gateway_node.session import Session
 from shared.bus import Bus, Record
 from shared.errors import CloseCode, TopicMissing
 from shared.ids import node_of_session, node_topic
-from shared.record import Kind, encode_line, line_head
+from shared.record import close_line, decode_close
 
-_LIFE_MS = 9_999_999_999_999  # a sessionId is never used again, so the line may come whenever it likes
 _MOST_WAITING = 100_000
-
-
-class Close(msgspec.Struct):
-    """What a `close` line says."""
-
-    session_id: str = msgspec.field(name="sessionId")
-    code: int
-    reason: str
-
-
-_decoder = msgspec.json.Decoder(Close)
 
 
 class Eviction:
@@ -61,7 +47,7 @@ class Eviction:
 
     def close_line(self, envelope: bytes) -> None:
         """A line told to close a session. Raises ValueError when it cannot be read."""
-        close = _decoder.decode(envelope)
+        close = decode_close(envelope)
         session = self._hub.by_id.get(close.session_id.encode())
         if session is not None:
             session.connection.close(close.code, close.reason)
@@ -72,8 +58,7 @@ class Eviction:
     async def _tell(self, session_ids: list[str]) -> None:
         for session_id in session_ids:
             topic = node_topic(self._namespace, node_of_session(session_id))
-            close = msgspec.json.encode(Close(session_id, CloseCode.REPLACED, "replaced by a newer session"))
-            line = encode_line(line_head(Kind.CLOSE, _LIFE_MS, 0), close)
+            line = close_line(session_id, CloseCode.REPLACED, "replaced by a newer session")
             try:
                 queue = crc32(session_id.encode()) % await self._bus.queue_count(topic)
                 await self._bus.publish(topic, [Record(line, queue=queue)])
