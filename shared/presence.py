@@ -26,7 +26,7 @@ import msgspec
 
 from shared.backoff import Backoff
 from shared.bus.port import Bus, Record
-from shared.errors import PushfleetError
+from shared.errors import PushfleetError, TopicMissing
 from shared.ids import client_of_session, node_of_session
 from shared.logs import OncePerSecond, get_log
 from shared.metrics import BATCH_SIZE, PRESENCE_DROPPED, PRESENCE_EVENTS
@@ -115,13 +115,14 @@ def decode_events(body: bytes) -> list[PresenceEvent]:
 class PresenceWriter:
     """Publishes events. Owned by the roles' app.py; `await close()` before the bus is closed."""
 
-    __slots__ = ("_bus", "_complaint", "_events", "_offline", "_online", "_runner", "_size", "_topic", "_waiting")
+    __slots__ = ("_bus", "_complaint", "_missing", "_offline", "_online", "_runner", "_size", "_topic", "_waiting")
 
     def __init__(self, bus: Bus, *, namespace: str, most_waiting: int = _MOST_WAITING) -> None:
         self._bus = bus
         self._topic = presence_topic(namespace)
         self._waiting: deque[tuple[str, bytes]] = deque(maxlen=most_waiting)
         self._runner: asyncio.Task[None] | None = None
+        self._missing = False
         self._complaint = OncePerSecond()
         self._size = BATCH_SIZE.labels("presence")
         self._online = PRESENCE_EVENTS.labels("online")
@@ -143,11 +144,11 @@ class PresenceWriter:
             self._runner = asyncio.create_task(self._run(), name="presence")
 
     async def close(self, within_s: float) -> None:
-        """Publish what waits, or drop it after `within_s`."""
+        """Publish what waits, or drop it after `within_s`; at once when the topic is not there."""
         runner = self._runner
         if runner is None:
             return
-        await asyncio.wait((runner,), timeout=within_s)
+        await asyncio.wait((runner,), timeout=0.0 if self._missing else within_s)
         if not runner.done():
             runner.cancel()
             await asyncio.wait((runner,))
@@ -173,11 +174,13 @@ class PresenceWriter:
             queues = await self._bus.queue_count(self._topic)
             await self._bus.publish(self._topic, _records(batch, queues))
         except PushfleetError as error:
+            self._missing = isinstance(error, TopicMissing)
             if self._complaint.due():
                 _log.warning("presence_waits", events=len(self._waiting), reason=str(error))
             return False
         except Exception:
             _log.exception("presence_failed", events=len(batch))  # these would fail again, too
+        self._missing = False
         self._size.observe(len(batch))
         return True
 
