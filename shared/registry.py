@@ -157,7 +157,7 @@ class Registry:
         self._store = store
         self._policy = policy
         self._changed = changed
-        self._in_doubt: set[str] = set()  # sessions that may have been removed: no answer came
+        self._in_doubt: set[str] = set()  # sessions of this node that may be removed: no answer came
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class Registry:
             answers = await self._store.run(_UNREGISTER, names, args)
         except StoreUnavailable:
             if self._changed is not None and len(self._in_doubt) < _MOST_IN_DOUBT:
-                self._in_doubt.update(session_id for _, session_id, _ in sessions)
+                self._in_doubt.update(session_id for _, session_id, epoch in sessions if not epoch)
             raise
         self._tell(
             changes

@@ -1,14 +1,19 @@
 -- What changes in routes, with a stamp each.
 --
 -- note() appends to `changes`: online (1, 0), sessionId, device, stamp, sessions the client has now. The stamps of a
--- client rise strictly, whichever node asks and also when the clock steps back: the last one is kept for a day, which
--- is longer than any step. `device_of` is kept for who asks where a client is; the route itself holds no device.
-local STAMP_S = 86400
+-- client rise strictly, whichever node asks and also when the clock steps back: the last one is kept for an hour,
+-- which is longer than any step. `device_of` is kept for who asks where a client is; the route itself holds no device.
+local STAMP_S = 3600
+local stamp_now
 
 local function stamp_of(tag, client_id)
-  local time = redis.call('TIME')
+  if not stamp_now then
+    local time = redis.call('TIME')
+    stamp_now = time[1] * 1000000 + time[2]
+  end
   local key = tag .. 'stamp:' .. client_id
-  local stamp = math.max(time[1] * 1000000 + time[2], (tonumber(redis.call('GET', key)) or 0) + 1)
+  local last = redis.call('GET', key)
+  local stamp = last and math.max(stamp_now, tonumber(last) + 1) or stamp_now
   redis.call('SET', key, string.format('%.0f', stamp), 'EX', STAMP_S)
   return stamp
 end
