@@ -148,29 +148,42 @@ async def test_stamps_rise_when_the_clock_steps_back(store: Store, told: Witness
     assert 3_500 < await store.redis.ttl(key) <= 3_600
 
 
-async def test_an_end_whose_answer_was_lost_is_told(valkey: LocalValkey, namespace: str, told: Witness) -> None:
-    """The removal is done again, finds nothing and is told all the same; one more is not."""
+@pytest.fixture
+async def far(valkey: LocalValkey, namespace: str) -> AsyncIterator[tuple[Store, Proxy]]:
+    """Redis behind a proxy."""
     place = urlsplit(valkey.url)
     proxy = Proxy(place.hostname or "", place.port or 0)
     await proxy.start()
     store = Store(f"redis://127.0.0.1:{proxy.port}/0", namespace=namespace)
+    yield store, proxy
+    await store.close()
+    await proxy.close()
+
+
+@pytest.fixture
+async def near(valkey: LocalValkey, namespace: str) -> AsyncIterator[Store]:
+    store = Store(valkey.url, namespace=namespace)
+    yield store
+    await store.close()
+
+
+async def test_an_end_whose_answer_was_lost_is_told(far: tuple[Store, Proxy], near: Store, told: Witness) -> None:
+    """The removal is done again, finds nothing and is told all the same; one more is not."""
+    store, proxy = far
     registry = Registry(store, changed=told)
     session = session_id("a")
     await register(registry, session, device="phone")
+    await unregister(registry, session_id("b"))  # the server knows the script from now on
     told.take()
-    direct = Store(valkey.url, namespace=namespace)
     proxy.half_open(Way.FROM_SERVER)
     with pytest.raises(StoreUnavailable):
         await unregister(registry, session)
-    assert 0 == await direct.redis.exists(direct.keys.route("a"))
+    assert 0 == await near.redis.exists(near.keys.route("a"))
     assert [] == told.take()
     proxy.heal()
     for expected in ([(False, session, "", 0)], []):
         assert 0 == await unregister(registry, session)
         assert expected == told.take()
-    await store.close()
-    await direct.close()
-    await proxy.close()
 
 
 class Presence(Routes):
@@ -267,6 +280,13 @@ async def breaking(private_valkey: LocalValkey, namespace: str) -> AsyncIterator
     await bus.close()
 
 
+@pytest.fixture
+async def near_bus(valkey: LocalValkey, namespace: str) -> AsyncIterator[Bus]:
+    bus = open_bus(valkey.url, namespace=namespace)
+    yield bus
+    await bus.close()
+
+
 def dropped() -> float:
     return float(PRESENCE_DROPPED._value.get())
 
@@ -301,22 +321,19 @@ async def test_what_still_waits_at_the_end_is_counted(
     assert 2 == dropped() - before
 
 
-async def test_a_topic_that_nobody_reads_stays_bounded(valkey: LocalValkey, namespace: str) -> None:
+async def test_a_topic_that_nobody_reads_stays_bounded(near_bus: Bus, near: Store, namespace: str) -> None:
     """On streams each queue keeps about as many records as it was made for, the newest."""
-    bus, store = open_bus(valkey.url, namespace=namespace), Store(valkey.url, namespace=namespace)
     topic = presence_topic(namespace)
-    await bus.ensure_topic(topic, queues=PRESENCE_QUEUES, most_records=20)
-    writer = PresenceWriter(bus, namespace=namespace)
+    await near_bus.ensure_topic(topic, queues=PRESENCE_QUEUES, most_records=20)
+    writer = PresenceWriter(near_bus, namespace=namespace)
     for stamp in range(400):
         writer.changed([change("a", stamp, device="x" * 128) for _ in range(100)])
     await writer.close(DEADLINE_S)
-    held = [await store.redis.xlen(f"{namespace}:bus:{{{topic}}}:{queue}") for queue in range(PRESENCE_QUEUES)]
+    held = [await near.redis.xlen(f"{namespace}:bus:{{{topic}}}:{queue}") for queue in range(PRESENCE_QUEUES)]
     assert 20 <= sum(held) <= 40
-    events = await read_events(bus, namespace, 1)
+    events = await read_events(near_bus, namespace, 1)
     while 399 != events[-1].stamp:
-        events += await read_events(bus, namespace, 1)
+        events += await read_events(near_bus, namespace, 1)
     assert events[0].stamp > 200
-    await bus.drop_topic(topic)
-    assert [] == [name async for name in store.redis.scan_iter(f"{namespace}:bus:*")]
-    await bus.close()
-    await store.close()
+    await near_bus.drop_topic(topic)
+    assert [] == [name async for name in near.redis.scan_iter(f"{namespace}:bus:*")]
