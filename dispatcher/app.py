@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from dispatcher.api import Api
 from dispatcher.audiences import AudienceSends
 from dispatcher.callers import Callers, load_keys
+from dispatcher.clients_api import ClientsApi
 from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
@@ -29,6 +30,8 @@ from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
 from dispatcher.reroute import Reroute
+from dispatcher.sessions import Sessions
+from dispatcher.sessions_api import SessionsApi
 from dispatcher.settings import DispatcherSettings
 from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
@@ -37,6 +40,7 @@ from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
+from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
@@ -66,7 +70,8 @@ class Dispatcher:
         self._store = Store(settings.redis_url, namespace=namespace)
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
-        registry = Registry(self._store)
+        self._presence = PresenceWriter(self._bus, namespace=namespace)
+        registry = Registry(self._store, changed=self._presence.changed if settings.presence else None)
         self._nodes = LiveNodes(
             self._store, registry, namespace=namespace, lease_s=settings.lease_s, max_lag_s=settings.max_lag_s
         )
@@ -91,6 +96,7 @@ class Dispatcher:
         self._quotas = Quotas(self._store)
         groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
         member_lines = MemberLines(self._nodes, self._publisher)
+        sessions = Sessions(self._store, self._nodes, self._publisher)
         self._api = Api(
             push=self._push,
             placement=self._placement,
@@ -103,6 +109,8 @@ class Dispatcher:
             operations=(
                 *NodesApi(registry, self._nodes).operations(),
                 *GroupsApi(groups, member_lines).operations(),
+                *ClientsApi(sessions).operations(),
+                *SessionsApi(sessions).operations(),
             ),
         )
         self._start: asyncio.Task[None] | None = None
@@ -158,6 +166,7 @@ class Dispatcher:
             _log.warning("sends_given_up")
         await self._outbox.close()
         await self._nodes.close()
+        await self._presence.close(_FINISH_S)
         await self._bus.close()
         await self._store.close()
         if self._start is not None:
@@ -190,6 +199,8 @@ class Dispatcher:
         await self._store.ping()
         if self._settings.create_topics:
             await self._bus.ensure_topic(upstream_topic(self._settings.namespace), queues=UPSTREAM_QUEUES)
+            if self._settings.presence:
+                await ensure_presence_topic(self._bus, self._settings.namespace)
         await self._nodes.start()
         self._outbox.start(self._publisher.to_bus)
         await self._upstream.start()

@@ -55,6 +55,7 @@ from shared.ids import node_topic
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
 from shared.people import People
+from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.process import Stop
 from shared.registry import Lease, Registry
 from shared.settings import cannot_listen
@@ -91,7 +92,12 @@ class Node:
         self._topic = node_topic(settings.namespace, self.node_id)
         self._store = Store(settings.redis_url, namespace=settings.namespace)
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
-        self._registry = Registry(self._store, policy=settings.session_policy)
+        self._presence = PresenceWriter(self._bus, namespace=settings.namespace)
+        self._registry = Registry(
+            self._store,
+            policy=settings.session_policy,
+            changed=self._presence.changed if settings.presence else None,
+        )
         self._hub = Hub()
         cursors = Cursors(self._store)
         loose = Recent()
@@ -233,6 +239,8 @@ class Node:
         await self._bus.ensure_topic(self._topic)
         if self._settings.create_topics:
             await self._bus.ensure_topic(self._upstream_topic, queues=UPSTREAM_QUEUES)
+            if self._settings.presence:
+                await ensure_presence_topic(self._bus, self._settings.namespace)
 
     async def _keep_consuming(self) -> None:
         """Read the topic, anew when the lease was taken: whoever cleaned up behind its last one deleted the topic."""
@@ -389,6 +397,7 @@ class Node:
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
         await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._registration.close(patience_s)
+        await self._presence.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._neighbours.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._audiences.close(patience_s)
         await self._delivery.close(patience_s)

@@ -10,27 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
-
 from gateway_node.hub import Hub
 from gateway_node.neighbours import Neighbours
 from gateway_node.session import Session
 from shared.errors import CloseCode
-from shared.record import Kind, encode_line, line_head
+from shared.record import close_line, decode_close
 
-_LIFE_MS = 9_999_999_999_999  # a sessionId is never used again, so the line may come whenever it likes
 _REPLACED = "replaced by a newer session"
-
-
-class Close(msgspec.Struct):
-    """What a `close` line says."""
-
-    session_id: str = msgspec.field(name="sessionId")
-    code: int
-    reason: str
-
-
-_decoder = msgspec.json.Decoder(Close)
 
 
 class Eviction:
@@ -47,8 +33,7 @@ class Eviction:
         for session_id in session_ids:
             session = self._hub.by_id.get(session_id.encode())
             if session is None:
-                close = msgspec.json.encode(Close(session_id, CloseCode.REPLACED, _REPLACED))
-                self._neighbours.tell(session_id, encode_line(line_head(Kind.CLOSE, _LIFE_MS, 0), close))
+                self._neighbours.tell(session_id, close_line(session_id, CloseCode.REPLACED, _REPLACED))
             else:
                 self.end_replaced(session)
 
@@ -57,7 +42,7 @@ class Eviction:
 
     def close_line(self, envelope: bytes) -> None:
         """A line told to close a session. Raises ValueError when it cannot be read."""
-        close = _decoder.decode(envelope)
+        close = decode_close(envelope)
         session = self._hub.by_id.get(close.session_id.encode())
         if session is not None:
             session.connection.close(close.code, close.reason)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from calendar import timegm
 from random import getrandbits
 from typing import NewType
 
@@ -34,6 +35,7 @@ _MESSAGE = re.compile(r"[0-9a-f]{32}\Z")
 _REQUEST = re.compile(r"[\x20-\x7e]{1,64}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NODE = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:_\[\]]+):([0-9]{1,5})\Z")
+_STAMP = re.compile(r"[0-9]{17}\Z")
 _NOT_IN_TOPIC = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -83,6 +85,21 @@ def node_of_session(session_id: str) -> str:
 def client_of_session(session_id: str) -> str:
     """The clientId: all between the first and the last `_`."""
     return session_id.partition("_")[2].rpartition("_")[0]
+
+
+def is_session_id(value: str) -> bool:
+    node_id, client_id = node_of_session(value), client_of_session(value)
+    stamp = value.rpartition("_")[2]
+    return is_node_id(node_id) and client_id_fault(client_id) is None and _STAMP.match(stamp) is not None
+
+
+def since_of_session(session_id: str) -> int:
+    """When the session began, by its node's clock (epoch ms): what its stamp says."""
+    stamp = session_id.rpartition("_")[2]
+    year, month, day, hour, minute, second = (
+        int(stamp[start:end]) for start, end in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 12), (12, 14))
+    )
+    return timegm((year, month, day, hour, minute, second)) * 1000 + int(stamp[14:])
 
 
 def node_topic(namespace: str, node_id: str) -> str:

@@ -8,6 +8,8 @@ on a single server it stays one call.
 | `{ns}:{{p}}:inbox:<clientId>`       | hash   | messageId -> order, expiry, template; `#` -> bytes held         |
 | `{ns}:{{p}}:last:<clientId>`        | string | the node the client was on last                                |
 | `{ns}:{{p}}:device:<clientId>`      | hash   | device -> sessionId, with PUSH_SESSION_POLICY=device            |
+| `{ns}:{{p}}:device-of:<clientId>`   | hash   | sessionId -> device, of sessions that named one                |
+| `{ns}:{{p}}:stamp:<clientId>`       | string | the last stamp of a change of its route (us); expires           |
 | `{ns}:{{p}}:at:<nodeId>`            | set    | sessionIds on the node: an index for who cleans up behind it    |
 | `{ns}:{{p}}:audiences:<clientId>`   | hash   | audience -> the client's cursor in it; `#` -> times it changed  |
 | `{ns}:{{p}}:timeline:<audience>`    | stream | an audience's messages, by their order                          |
@@ -52,6 +54,7 @@ class Keys:
         "_audience",
         "_audiences",
         "_device",
+        "_device_of",
         "_inbox",
         "_last",
         "_lease",
@@ -77,6 +80,7 @@ class Keys:
         self._sent = [f"{tag}sent:" for tag in tags]
         self._quota = [f"{tag}quota:" for tag in tags]
         self._device = [f"{tag}device:" for tag in tags]
+        self._device_of = [f"{tag}device-of:" for tag in tags]
         self._at = [f"{tag}at:" for tag in tags]
         self._audiences = [f"{tag}audiences:" for tag in tags]
         self._audience = [f"{tag}audience:" for tag in tags]
@@ -112,6 +116,11 @@ class Keys:
             self._device[partition] + client_id,
             self._audiences[partition] + client_id,
         )
+
+    def route_and_devices(self, client_id: str) -> tuple[str, str]:
+        """The route, and the devices of its sessions; the scripts that change them know the latter by the former."""
+        partition = crc32(client_id.encode()) % PARTITIONS
+        return self._route[partition] + client_id, self._device_of[partition] + client_id
 
     def audiences(self, client_id: str) -> str:
         """The audiences of a client."""

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+import msgspec
 import orjson
 
 _EXPIRES = slice(11, 24)
@@ -62,6 +63,14 @@ class AudienceLine:
     template: bytes
 
 
+class Close(msgspec.Struct, frozen=True):
+    """What stands in a `close` line."""
+
+    session_id: str = msgspec.field(name="sessionId")
+    code: int
+    reason: str
+
+
 class BadLine(ValueError):
     """A line that is not a delivery; the lines around it are unharmed."""
 
@@ -87,6 +96,20 @@ def encode_line(head: bytes, envelope: bytes) -> bytes:
     if b"\n" in envelope:
         return b"".join((head, orjson.dumps(envelope.decode()), b"}"))
     return b"".join((head, envelope, b"}"))
+
+
+_NEVER_MS = 9_999_999_999_999  # a sessionId is never used again, so its end may come whenever it likes
+_close_decoder = msgspec.json.Decoder(Close)
+
+
+def close_line(session_id: str, code: int, reason: str) -> bytes:
+    """A line that has the session's node close it."""
+    return encode_line(line_head(Kind.CLOSE, _NEVER_MS, 0), msgspec.json.encode(Close(session_id, code, reason)))
+
+
+def decode_close(envelope: bytes) -> Close:
+    """Of a `close` line. Raises msgspec.DecodeError, a ValueError."""
+    return _close_decoder.decode(envelope)
 
 
 def join_lines(lines: Iterable[bytes]) -> bytes:

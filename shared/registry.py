@@ -13,7 +13,7 @@ its epoch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -22,18 +22,21 @@ from typing import Any
 import msgspec
 
 from shared.cursors import Memberships, read_memberships
+from shared.errors import StoreUnavailable
 from shared.inbox import SLICE, Slice, read_slice
+from shared.presence import Change, read_changes
 from shared.store import Script, Store
 
 _LUA = Path(__file__).parent / "lua"
-_REGISTER = Script(_LUA / "register.lua", SLICE)
-_UNREGISTER = Script(_LUA / "unregister.lua")
+_REGISTER = Script(_LUA / "register.lua", SLICE, _LUA / "presence.lua")
+_UNREGISTER = Script(_LUA / "unregister.lua", _LUA / "presence.lua")
 _CHECK = Script(_LUA / "check.lua")
 _RENEW = Script(_LUA / "renew.lua")
 _RELEASE = Script(_LUA / "release.lua")
 _ASK_DRAIN = Script(_LUA / "ask_drain.lua")
 _WITHDRAW_DRAIN = Script(_LUA / "withdraw_drain.lua")
 _DRAIN_REQUEST_S = 86_400
+_MOST_IN_DOUBT = 100_000
 _EMPTY = Slice(0, ())
 _NO_AUDIENCES = Memberships(0, {})
 
@@ -140,7 +143,7 @@ def _client_of(item: tuple[str, object]) -> str:
 
 
 def _joined(answer: list[Any]) -> Joined:
-    inbox, others, audiences = answer
+    inbox, others, audiences, _ = answer
     if inbox == -1:
         return Joined(_EMPTY, _NO_AUDIENCES, outdated=True)
     replaced = tuple((others[i].decode(), others[i + 1].decode()) for i in range(0, len(others), 2)) if others else ()
@@ -150,12 +153,20 @@ def _joined(answer: list[Any]) -> Joined:
 class Registry:
     """Leases and routes in Redis. Calls for clients take a batch; all raise StoreUnavailable."""
 
-    __slots__ = ("_policy", "_store")
+    __slots__ = ("_changed", "_in_doubt", "_policy", "_store")
 
-    def __init__(self, store: Store, *, policy: str = "multi") -> None:
-        """`policy`: which older sessions a new one replaces; multi (none), device, client."""
+    def __init__(
+        self, store: Store, *, policy: str = "multi", changed: Callable[[Sequence[Change]], None] | None = None
+    ) -> None:
+        """
+        `policy`: which older sessions a new one replaces; multi (none), device, client.
+
+        `changed` is told what this registry changed in routes, in the order of the stamps for each client.
+        """
         self._store = store
         self._policy = policy
+        self._changed = changed
+        self._in_doubt: set[str] = set()  # sessions of this node that may be removed: no answer came
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -230,7 +241,9 @@ class Registry:
             for session in some:
                 names += self._store.keys.session(session.client_id)
                 args += (session.session_id, session.device, f"{session.start:016d}")
-            return [_joined(answer) for answer in await self._store.run(_REGISTER, names, args)]
+            answers = await self._store.run(_REGISTER, names, args)
+            self._tell(answer[-1] for answer in answers)
+            return [_joined(answer) for answer in answers]
 
         return await self._store.split(sessions, lambda session: session.client_id, register_some)
 
@@ -269,5 +282,21 @@ class Registry:
             route, _, _, device, _ = self._store.keys.session(client_id)
             names += (route, device)
             args += (session_id, epoch)
-        removed: list[int] = await self._store.run(_UNREGISTER, names, args)
-        return removed
+        try:
+            answers = await self._store.run(_UNREGISTER, names, args)
+        except StoreUnavailable:
+            if self._changed is not None and len(self._in_doubt) < _MOST_IN_DOUBT:
+                self._in_doubt.update(session_id for _, session_id, epoch in sessions if not epoch)
+            raise
+        self._tell(
+            changes
+            for (removed, changes), (_, session_id, _) in zip(answers, sessions, strict=True)
+            if removed or session_id in self._in_doubt
+        )
+        self._in_doubt.difference_update(session_id for _, session_id, _ in sessions)
+        return [removed for removed, _ in answers]
+
+    def _tell(self, answers: Iterable[list[Any]]) -> None:
+        """What presence.lua noted in a call."""
+        if self._changed is not None:
+            self._changed([change for flat in answers if flat for change in read_changes(flat)])

@@ -171,6 +171,7 @@ class RoleSettings:
     auth: str = setting("PUSH_AUTH", "jwt", "jwt, or off (development on loopback)", one_of("jwt", "off"))
     insecure: bool = setting("PUSH_INSECURE", False, "1 allows PUSH_AUTH=off on an address others can reach")
     create_topics: bool = setting("PUSH_CREATE_TOPICS", True, "0 where a site creates the fixed topics itself")
+    presence: bool = setting("PUSH_PRESENCE", True, "off: sessions that come and go are not told on push-presence")
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
     group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
     client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))

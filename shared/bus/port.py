@@ -91,8 +91,13 @@ class Bus(Protocol):
     def connected(self) -> bool:
         """Whether the last exchange with the bus went well; for /healthz."""
 
-    async def ensure_topic(self, topic: str, *, queues: int = 1) -> None:
-        """Create the topic with `queues` queues (on RocketMQ: a broker master) if it is not there."""
+    async def ensure_topic(self, topic: str, *, queues: int = 1, most_records: int = 0) -> None:
+        """
+        Create the topic with `queues` queues (on RocketMQ: a broker master) if it is not there.
+
+        `most_records`: for a topic that may be without readers. Where records otherwise stay until they were dealt
+        with, a queue keeps about so many, the newest; 0: all. A broker that removes records by age does so anyway.
+        """
 
     async def drop_topic(self, topic: str) -> None:
         """Delete the topic, what is in it and the read position of its lone reader; no error if it is not there."""

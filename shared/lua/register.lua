@@ -1,11 +1,13 @@
 -- Register sessions, then read their inboxes. In one script: see store.lua.
+-- slice.lua and presence.lua stand before it.
 --
 -- KEYS  per session: route, inbox, last, device, audiences
 -- ARGV  nodeId, epoch, most messages and most bytes of a slice, policy (multi, device, client), again (0, 1); per
 --       session: sessionId, device, where the client's cursor for everyone begins if it has none (16 digits)
 -- Gives per session a list: its slice (slice.lua); the sessions it replaced: sessionId, epoch, ...; its client's audiences:
 -- audience, cursor, ...; or instead of the slice -1 when it was to be registered again and a newer session has taken its
--- place.
+-- place. Last in the list: what changed in the route (presence.lua). A session registered again that is in the route
+-- still is no change.
 --
 -- A session that comes anew replaces what the policy has it replace. One that is registered again (its node was cut off
 -- from Redis) yields to a newer one: the stamp at the end of a sessionId tells which is newer.
@@ -59,23 +61,29 @@ local function audiences_of(audiences, start)
 end
 
 local function register(route, inbox, last, device_key, audiences, session_id, device, start)
+  local changes = {}
   local replaced = rivals(route, device_key, session_id, device)
   if again and yields(session_id, replaced) then
-    redis.call('HDEL', route, session_id)
-    return { -1, {}, {} }
+    if redis.call('HDEL', route, session_id) == 1 then
+      note(changes, route, 0, session_id)
+    end
+    return { -1, {}, {}, changes }
   end
   local index = string.match(route, '^[^}]*}:') .. 'at:'
   for i = 1, #replaced, 2 do
     redis.call('HDEL', route, replaced[i])
     redis.call('SREM', index .. string.match(replaced[i], '^[^_]*'), replaced[i])
+    note(changes, route, 0, replaced[i])
   end
-  redis.call('HSET', route, session_id, epoch)
+  if redis.call('HSET', route, session_id, epoch) == 1 then
+    note(changes, route, 1, session_id, device)
+  end
   redis.call('SADD', index .. node_id, session_id)
   redis.call('SET', last, node_id, 'EX', 604800)
   if policy == 'device' then
     redis.call('HSET', device_key, device, session_id)
   end
-  return { slice(inbox, most, most_bytes, now), replaced, audiences_of(audiences, start) }
+  return { slice(inbox, most, most_bytes, now), replaced, audiences_of(audiences, start), changes }
 end
 
 local answers = {}

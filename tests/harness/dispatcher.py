@@ -169,9 +169,13 @@ class FakeNode:
 
     async def lines_of(self, message_id: str, count: int = 1) -> list[Delivery]:
         """The lines of a message, as soon as there are `count`."""
+        return await self.lines_with(f'"messageId":"{message_id}"', count)
+
+    async def lines_with(self, text: str, count: int = 1) -> list[Delivery]:
+        """The lines whose envelope holds this text, as soon as there are `count`."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
-                found = [line for line in self.lines if f'"messageId":"{message_id}"'.encode() in line.envelope]
+                found = [line for line in self.lines if text.encode() in line.envelope]
                 if len(found) >= count:
                     return found
                 self._changed.clear()

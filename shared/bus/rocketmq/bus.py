@@ -74,7 +74,7 @@ class RocketMQBus:
     def connected(self) -> bool:
         return self._health.connected
 
-    async def ensure_topic(self, topic: str, *, queues: int = 1) -> None:
+    async def ensure_topic(self, topic: str, *, queues: int = 1, most_records: int = 0) -> None:
         self._start()
         await self._admin.ensure_topic(topic, queues)
 

@@ -2,8 +2,8 @@
 The bus on Redis streams (Redis 7 or Valkey): the embedded default, and for small sites that run no RocketMQ.
 
 It keeps the promises of the port as far as the server keeps what it answered: with `appendonly yes` and
-`appendfsync everysec` a crash of the machine may cost the last second. Nothing is trimmed by length: a topic holds
-what was not dealt with (`reader`, `shared`). Keys and scripts are described in `scripts`.
+`appendfsync everysec` a crash of the machine may cost the last second. A topic holds what was not dealt with (`reader`,
+`shared`); only one that was made with `most_records` is trimmed by length. Keys and scripts are described in `scripts`.
 
 Links: one for publishing, one for short calls, one for each open reader, whose blocking reads hold up nobody else.
 A link is a connection, on a cluster one to each master that it has to do with. All are made when first needed.
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from shared.bus.port import Record
 from shared.bus.streams.delays import Delays
-from shared.bus.streams.link import call, open_link
+from shared.bus.streams.link import Command, call, open_link
 from shared.bus.streams.publisher import Publisher
 from shared.bus.streams.reader import StreamsTopicReader
 from shared.bus.streams.scripts import DROP, JOIN, marker_key
@@ -67,9 +67,13 @@ class StreamsBus:
     def connected(self) -> bool:
         return self._site.connected
 
-    async def ensure_topic(self, topic: str, *, queues: int = 1) -> None:
+    async def ensure_topic(self, topic: str, *, queues: int = 1, most_records: int = 0) -> None:
         """See Bus. A topic that is there keeps its number of queues; it does not change while it lives."""
-        await self._link.exchange([(b"SET", self._marker(topic), queues, b"NX")])
+        marker = self._marker(topic)
+        commands: list[Command] = [(b"SET", marker, queues, b"NX")]
+        if most_records:
+            commands.append((b"SET", marker + b":most", most_records))
+        await self._link.exchange(commands)
 
     async def drop_topic(self, topic: str) -> None:
         self._counts.pop(topic, None)

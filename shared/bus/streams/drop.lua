@@ -6,5 +6,5 @@ local queues = tonumber(redis.call('GET', base) or '0')
 for queue = 0, queues - 1 do
     redis.call('UNLINK', base .. ':' .. queue)
 end
-redis.call('UNLINK', base, base .. ':position', base .. ':delayed', base .. ':sequence')
+redis.call('UNLINK', base, base .. ':position', base .. ':delayed', base .. ':sequence', base .. ':most')
 return queues

@@ -11,6 +11,7 @@ local queues = tonumber(redis.call('GET', base))
 if not queues then
     return nil
 end
+local most = redis.call('GET', base .. ':most')
 local now
 for i = 1, #ARGV, 4 do
     local queue = tonumber(ARGV[i]) % queues
@@ -25,6 +26,8 @@ for i = 1, #ARGV, 4 do
         local key = ARGV[i + 1]
         local member = struct.pack('>I8I4I4', sequence, queue, #key) .. key .. ARGV[i + 3]
         redis.call('ZADD', base .. ':delayed', due, member)
+    elseif most then
+        redis.call('XADD', base .. ':' .. queue, 'MAXLEN', '~', most, '*', 'k', ARGV[i + 1], 'b', ARGV[i + 3])
     else
         redis.call('XADD', base .. ':' .. queue, '*', 'k', ARGV[i + 1], 'b', ARGV[i + 3])
     end

@@ -5,6 +5,7 @@ All keys of a topic carry the topic as hash tag, so that they lie in one slot of
 
     {namespace}:bus:{{topic}}            the marker: the number of queues. A topic exists when it does.
     {namespace}:bus:{{topic}}:0 …        a stream for each queue; an entry has the fields k (key) and b (body)
+    {namespace}:bus:{{topic}}:most       how many records a queue keeps, for a topic that need not be read; else absent
     {namespace}:bus:{{topic}}:position   hash, queue -> id of the last record its lone reader dealt with
     {namespace}:bus:{{topic}}:delayed    sorted set by delivery time (epoch ms) of records that are not due
     {namespace}:bus:{{topic}}:sequence   counter that keeps those apart

@@ -21,7 +21,18 @@ from shared.envelope import (
     server_envelope,
     session_id_of,
 )
-from shared.record import BadLine, Kind, decode_line, encode_line, join_lines, line_head, split_lines
+from shared.record import (
+    BadLine,
+    Close,
+    Kind,
+    close_line,
+    decode_close,
+    decode_line,
+    encode_line,
+    join_lines,
+    line_head,
+    split_lines,
+)
 
 ID = "0176" + "0" * 28
 SESSION = b"172.31.236.11:9000_alice_20201204191140123"
@@ -148,3 +159,10 @@ def test_server_frames_carry_every_field_and_their_own() -> None:
     assert list(error) == [*FIELDS, "resultMsg", "code"]
     assert list(ack) == FIELDS
     assert ack["requestId"] is None
+
+
+def test_a_close_line_says_whom_and_why() -> None:
+    """Read back as written; it does not expire."""
+    kind, expires_ms, order, envelope = decode_line(close_line("n:1_a_2", 4002, 'so "be" it'))
+    assert (Kind.CLOSE, 9_999_999_999_999, 0) == (kind, expires_ms, order)
+    assert Close("n:1_a_2", 4002, 'so "be" it') == decode_close(envelope)

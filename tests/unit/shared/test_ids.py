@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.ids import (
     MessageIdMint,
@@ -13,10 +15,12 @@ from shared.ids import (
     client_of_session,
     is_message_id,
     is_node_id,
+    is_session_id,
     mint_request_id,
     node_of_session,
     node_topic,
     request_id_fault,
+    since_of_session,
 )
 
 
@@ -116,3 +120,21 @@ def test_message_ids_are_uuid7_and_sort_in_the_order_of_minting() -> None:
 def test_what_is_no_message_id(text: str) -> None:
     """Only 32 lower-case hex digits are."""
     assert not is_message_id(text)
+
+
+def test_a_session_id_is_told_by_its_form() -> None:
+    """A nodeId, a clientId that may hold `_`, and a stamp."""
+    for good in ("1.2.3.4:9000_a_20260101000000000", "[::1]:9000_a_b_20260101000000000"):
+        assert is_session_id(good)
+    for bad in (
+        *("", "a", "_", "__", "1.2.3.4:9000", "1.2.3.4:9000_20260101000000000", "1.2.3.4_a_20260101000000000"),
+        *("1.2.3.4:9000__20260101000000000", "1.2.3.4:9000_a b_20260101000000000", "1.2.3.4:9000_a_2026010100000000"),
+        *("1.2.3.4:9000_a_2026010100000000x", "1.2.3.4:9000_a_20260101000000000\n"),
+    ):
+        assert not is_session_id(bad)
+
+
+@given(st.integers(1, 4_000_000_000_000))
+def test_a_session_id_tells_since_when(now_ms: int) -> None:
+    """The time that it was minted with."""
+    assert now_ms == since_of_session(SessionIdMint("1.2.3.4:9000").mint("a_b", now_ms))
