@@ -38,10 +38,12 @@ async def until_known(cluster: Cluster, person: Person) -> None:
     """Until this is what Redis knows of a client."""
     store = Store(cluster.variables["PUSH_REDIS_URL"], namespace=cluster.variables["PUSH_NAMESPACE"])
     people = People(store)
-    async with asyncio.timeout(20):
-        while await people.carry_out([profile(person.client_id)]) != [person]:
-            pass
-    await store.close()
+    try:
+        async with asyncio.timeout(20):
+            while await people.carry_out([profile(person.client_id)]) != [person]:
+                pass
+    finally:
+        await store.close()
 
 
 @pytest.mark.parametrize(("kind", "reply"), [(7, 8), (5, 6)])

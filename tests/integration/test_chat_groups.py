@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -96,8 +97,8 @@ async def test_too_many_members_and_too_many_groups(valkey: Any, name: Name) -> 
 async def test_what_a_node_publishes_for_groups(bus_url: str, valkey: Any, name: Name) -> None:
     """One record a message, whatever the members: the groups, and the session that gets nothing of it."""
     namespace = name("records")
-    bus = open_bus(bus_url, namespace=namespace)
     async with (
+        opened_bus(bus_url, namespace) as bus,
         running_cluster(valkey.url, bus_url, namespace, dispatchers=0) as cluster,
         user(cluster, 0, "alice") as alice,
     ):
@@ -109,7 +110,6 @@ async def test_what_a_node_publishes_for_groups(bus_url: str, valkey: Any, name:
         await alice.client.receive_type(2)
         await alice.ask(1, 0, toMessageId="bob", message=3)
         records = await records_of(bus, upstream_topic(namespace), 4)
-    await bus.close()
 
     new, told, both, single = sorted(records, key=lambda record: str(record["messageId"]))
     assert {"type": 4, "params": group, "status": 200} == new["msg"]
@@ -123,8 +123,8 @@ async def test_what_a_node_publishes_for_groups(bus_url: str, valkey: Any, name:
 async def test_the_order_of_what_a_client_sends(bus_url: str, valkey: Any, name: Name) -> None:
     """In both dialects, to users and groups: it is published in this order, whether it needs look-ups or not."""
     namespace = name("order")
-    bus = open_bus(bus_url, namespace=namespace)
     async with (
+        opened_bus(bus_url, namespace) as bus,
         running_cluster(valkey.url, bus_url, namespace, dispatchers=0) as cluster,
         user(cluster, 0, "alice") as alice,
     ):
@@ -135,10 +135,18 @@ async def test_the_order_of_what_a_client_sends(bus_url: str, valkey: Any, name:
             await alice.send(9, toMessageId=group_id, message=number + 2)
             await alice.client.send({"msgType": 1, "toGroups": [group_id], "msg": number + 3})
         records = await records_of(bus, upstream_topic(namespace), 201)
-    await bus.close()
 
     sent = [record["msg"] for record in records[1:]]
     assert list(range(200)) == [msg if isinstance(msg, int) else msg["params"]["message"] for msg in sent]
+
+
+@asynccontextmanager
+async def opened_bus(url: str, namespace: str) -> AsyncIterator[Bus]:
+    bus = open_bus(url, namespace=namespace)
+    try:
+        yield bus
+    finally:
+        await bus.close()
 
 
 async def records_of(bus: Bus, topic: str, count: int) -> list[dict[str, Any]]:
