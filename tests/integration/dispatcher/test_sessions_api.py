@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import aiohttp
 import pytest
 
 from pushfleet.local_valkey import LocalValkey
+from shared.keys import partition_of
+from shared.registry import Joining
 from tests.harness.dispatcher import Answer, Caller, FakeNode, Site, running_dispatcher
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -66,6 +69,37 @@ async def test_a_node_that_started_a_moment_ago_counts(caller: Caller, site: Sit
     assert session_id == (await caller.get(f"/v1/sessions/{session_id}")).fields["sessionId"]
     page = (await caller.get(f"/v1/nodes/{node.node_id}/sessions")).fields
     assert ([session_id], None) == ([session["sessionId"] for session in page["sessions"]], page["cursor"])
+
+
+async def test_pages_of_a_crowded_partition(caller: Caller, site: Site, name: Name) -> None:
+    """So many that Redis gives them slice by slice: each is there, pages are about as long as asked, and end."""
+    node = await site.node()
+    crowd = (client_id for number in itertools.count() if partition_of(client_id := f"p{number}") == 7)
+    names = list(itertools.islice(crowd, 600))
+    stamp = "20260101000000000"
+    joining = [Joining(client_id, f"{node.node_id}_{client_id}_{stamp}") for client_id in names]
+    await site.registry.register(node.node_id, node.epoch, joining, most=1, most_bytes=1)
+    found: list[str] = []
+    cursor: str | None = ""
+    count = 0
+    while cursor is not None:
+        page = (await caller.get(f"/v1/nodes/{node.node_id}/sessions", limit="20", cursor=cursor)).fields
+        found += [session["clientId"] for session in page["sessions"]]
+        assert len(page["sessions"]) <= 40
+        cursor, count = page["cursor"], count + 1
+    assert set(names) == set(found)
+    assert 15 <= count <= 31
+
+
+async def test_a_page_holds_that_nodes_sessions_alone(caller: Caller, site: Site, name: Name) -> None:
+    """Not those that its clients have on others, nor what its index names though it has ended."""
+    node, other = await site.node(), await site.node()
+    client_id, gone = name("both"), name("gone")
+    here, _ = await node.connect(client_id), await other.connect(client_id)
+    ended = await node.connect(gone)
+    await site.store.redis.hdel(site.store.keys.route(gone), ended)
+    page = (await caller.get(f"/v1/nodes/{node.node_id}/sessions")).fields
+    assert [here] == [session["sessionId"] for session in page["sessions"]]
 
 
 @pytest.mark.parametrize(
