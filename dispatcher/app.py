@@ -14,10 +14,13 @@ import sys
 from prometheus_client import REGISTRY
 
 from dispatcher.api import Api
+from dispatcher.audiences import AudienceSends
 from dispatcher.callers import Callers, load_keys
 from dispatcher.clients_api import ClientsApi
+from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
+from dispatcher.member_lines import MemberLines
 from dispatcher.metrics import Tally
 from dispatcher.nodes import LiveNodes
 from dispatcher.nodes_api import NodesApi
@@ -34,11 +37,13 @@ from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
 from shared.bus import open_bus
 from shared.errors import PushfleetError
+from shared.groups import Groups
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
+from shared.timeline import Timelines
 from shared.tokens import TokenVerifier
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
@@ -73,13 +78,24 @@ class Dispatcher:
         self._tally = Tally()
         self._outbox = Outbox(self._store, most_bytes=settings.outbox_bytes)
         self._publisher = Publisher(self._bus, self._outbox)
-        self._push = Push(self._store, inbox, self._nodes, self._publisher, Idempotency(self._store), self._tally)
+        timelines = Timelines(
+            self._store,
+            most_messages=settings.timeline_messages,
+            most_bytes=settings.timeline_bytes,
+            keep_s=settings.timeline_s,
+        )
+        audiences = AudienceSends(timelines, self._nodes)
+        self._push = Push(
+            self._store, inbox, audiences, self._nodes, self._publisher, Idempotency(self._store), self._tally
+        )
         reroute = Reroute(self._bus, inbox, self._nodes, self._publisher)
         self._janitor = Janitor(self._store, registry, self._bus, reroute, namespace, settings.lease_s)
         self._cleaning: asyncio.Task[None] | None = None
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
+        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        member_lines = MemberLines(self._nodes, self._publisher)
         sessions = Sessions(self._store, self._nodes, self._publisher)
         self._api = Api(
             push=self._push,
@@ -92,6 +108,7 @@ class Dispatcher:
             degraded=self.degraded,
             operations=(
                 *NodesApi(registry, self._nodes).operations(),
+                *GroupsApi(groups, member_lines).operations(),
                 *ClientsApi(sessions).operations(),
                 *SessionsApi(sessions).operations(),
             ),

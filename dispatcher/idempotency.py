@@ -60,12 +60,13 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """What the record says. `answer` is JSON text, when DONE."""
+    """What the record says. `answer` is JSON text, when DONE. `again`: the send was begun before, and did not end."""
 
     state: State
     message_id: str
     active_time_ms: int
     answer: bytes
+    again: bool = False
 
 
 _encoder = msgspec.json.Encoder()
@@ -73,7 +74,7 @@ _encoder = msgspec.json.Encoder()
 
 def fingerprint(send: Send, sender: str) -> bytes:
     """16 bytes that differ between sends that would not have the same effect."""
-    rest = _encoder.encode((send.targets, send.everyone, sender, send.ttl_ms, send.durable))
+    rest = _encoder.encode((send.targets, send.everyone, sender, send.ttl_ms, send.durable, send.groups, send.but))
     return blake2b(rest + b"\n" + send.msg, digest_size=16).digest()
 
 
@@ -128,7 +129,9 @@ class Idempotency:
         for ask in asks:
             args += (ask.message_id, ask.active_time_ms, ask.fingerprint, ask.claim)
         answers = await self._store.run(_BEGIN, [sent(ask.caller, ask.request_id) for ask in asks], args)
-        return [Begun(State(state), id_.decode(), int(at), answer) for state, id_, at, answer in answers]
+        return [
+            Begun(State(state), id_.decode(), int(at), answer, again == 1) for state, id_, at, answer, again in answers
+        ]
 
     async def _end_some(self, ended: Sequence[tuple[Ask, bytes]]) -> None:
         sent = self._store.keys.sent

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from dispatcher import clients_api, nodes_api, sessions_api
-from dispatcher.requests import DEFAULT_TTL_S, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
+from dispatcher import clients_api, groups_api, nodes_api, sessions_api
+from dispatcher.requests import DEFAULT_TTL_S, MOST_GROUPS, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
 from dispatcher.v1 import Operation
 
 _REF = "#/components/schemas/{name}"
@@ -75,10 +75,10 @@ class Problem(msgspec.Struct):
 _SEND_FIELDS = {
     "msg": "any JSON value; it reaches the client byte for byte",
     "to": f"a clientId, or up to {MOST_TARGETS} of them; a repeated one is sent to once",
-    "sendToAll": "true: to everyone online, whatever `to` says",
+    "sendToAll": "true: to everyone, whatever `to` says; clients that are away get it when they come back",
     "from": "the name that clients see; default: the API key's",
     "requestId": "idempotency key: the same again within 24 h gets the first answer, and nothing is sent twice",
-    "toGroups": "not in this version: refused unless empty",
+    "toGroups": f"a groupId, or up to {MOST_GROUPS} of them, besides `to`; absent members get it when they come back",
     "ttl": f"seconds until the message expires, 1 to {MOST_TTL_S}; default {DEFAULT_TTL_S}",
     "delay": "not in this version: refused unless 0",
     "deliverAt": "not in this version: refused unless 0",
@@ -90,6 +90,7 @@ _FIELDS = {
     "SendBody": _SEND_FIELDS,
     "Problem": {"code": "a word for programs", "field": "the path of the field that is wrong"},
     **nodes_api.FIELDS,
+    **groups_api.FIELDS,
     **clients_api.FIELDS,
     **sessions_api.FIELDS,
 }

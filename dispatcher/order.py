@@ -19,11 +19,13 @@ _mint = MessageIdMint().mint
 class Order:
     """
     A send on its way. After `Push.send_all` either `error` says why it failed, or `content` is the JSON list of the
-    targets that are not online (None: all are). `message_id` and `request_id` are those of the first try.
+    targets that are not online (None: all are). `message_id` and `request_id` are those of the first try; `again`:
+    there was one that may have stored something.
     """
 
     __slots__ = (
         "active_time_ms",
+        "again",
         "ask",
         "broken",
         "caller",
@@ -32,6 +34,7 @@ class Order:
         "expires_ms",
         "head",
         "kind",
+        "message",
         "message_id",
         "offline",
         "out_of_order",
@@ -39,7 +42,7 @@ class Order:
         "send",
         "sender",
         "tail",
-        "template",
+        "tried",
         "trigger",
     )
 
@@ -56,26 +59,35 @@ class Order:
         self.ask: Ask | None = None
         self.content: bytes | None = None
         self.error: PushfleetError | None = None
+        self.again = False
+        self.tried = False
 
-    def prepare(self) -> StoredMessage:
-        """Build what is the same for all targets, anew for each try. Gives the message to store."""
+    def prepare(self) -> None:
+        """Build what is the same for all targets, anew for each try. `message` is what to store for each."""
         send = self.send
+        self.again = self.again or self.tried
+        self.tried = True
         self.offline: list[str] = []
         self.out_of_order = False
         self.error = None
         self.expires_ms = self.active_time_ms + send.ttl_ms
-        self.template = template = business_template(
-            active_time_ms=self.active_time_ms,
-            sender=self.sender,
-            message_id=self.message_id,
-            msg=send.msg,
-            request_id=self.request_id,
-            trigger=self.trigger,
-        )
+        template = self.template_for("")
         self.head, self.tail = cut_template(template)
         self.kind = Kind.DIRECT if send.durable else Kind.ONLINE
         self.broken = b"\n" in send.msg
-        return StoredMessage(self.message_id, self.expires_ms if send.durable else 0, template)
+        self.message = StoredMessage(self.message_id, self.expires_ms if send.durable else 0, template)
+
+    def template_for(self, group: str) -> bytes:
+        """`group`: "" for a message that does not go to one."""
+        return business_template(
+            active_time_ms=self.active_time_ms,
+            sender=self.sender,
+            message_id=self.message_id,
+            msg=self.send.msg,
+            request_id=self.request_id,
+            trigger=self.trigger,
+            group=group,
+        )
 
     def line(self, session_id: str, client_id: str, place: int) -> bytes:
         """The line for one session; `place` is the message's in the inbox."""

@@ -12,7 +12,8 @@ All sends of a call go through each step together, and each step batches with wh
 | `durable:false`, no session on a live node      | 200; the target is in `content`, the message is gone          |
 | the inbox is full                               | 200; the target is in `content`, nothing is sent to it        |
 | the node's topic is gone                        | as no session: the node ended since its lease was read        |
-| to everyone                                     | 200, `content` null: one line to each live node               |
+| to groups, to everyone                          | 200, `content` null: one line to each node with members       |
+| a group is not there                            | 404; nothing of the send was taken                            |
 | the same requestId, done                        | the first answer                                              |
 | the same requestId, at work elsewhere           | its answer once it is there; 503 after 5 s                    |
 | the same requestId, another body                | 409                                                           |
@@ -29,8 +30,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 
+from dispatcher.audiences import AudienceSends
 from dispatcher.idempotency import Ask, Begun, Idempotency, State, fingerprint
 from dispatcher.metrics import NODE_TOPICS_MISSING, Tally
 from dispatcher.nodes import LiveNodes
@@ -42,7 +43,6 @@ from shared.errors import Conflict, Overloaded, PushfleetError, StoreUnavailable
 from shared.ids import node_of_session
 from shared.inbox import Inbox, Stored, StoredMessage, Target
 from shared.logs import OncePerSecond, get_log
-from shared.record import Kind, encode_line, line_head
 from shared.store import Store
 
 _MOST_VOLUME = 256 << 20
@@ -66,11 +66,29 @@ class _Part:
 class Push:
     """Sends orders. One for the process."""
 
-    __slots__ = ("_complaint", "_idempotency", "_nodes", "_publisher", "_redis", "_store", "_tally", "_volume")
+    __slots__ = (
+        "_audiences",
+        "_complaint",
+        "_idempotency",
+        "_nodes",
+        "_publisher",
+        "_redis",
+        "_store",
+        "_tally",
+        "_volume",
+    )
 
     def __init__(
-        self, store: Store, inbox: Inbox, nodes: LiveNodes, publisher: Publisher, idempotency: Idempotency, tally: Tally
+        self,
+        store: Store,
+        inbox: Inbox,
+        audiences: AudienceSends,
+        nodes: LiveNodes,
+        publisher: Publisher,
+        idempotency: Idempotency,
+        tally: Tally,
     ) -> None:
+        self._audiences = audiences
         self._redis = store
         self._store: Batcher[tuple[str, StoredMessage], Target] = Batcher("store", inbox.store)
         self._nodes = nodes
@@ -97,6 +115,7 @@ class Push:
     async def close(self) -> None:
         """Finish what is under way."""
         await self._store.close()
+        await self._audiences.close()
         await self._publisher.close()
         await self._idempotency.close()
 
@@ -176,7 +195,7 @@ class Push:
                 order.error = error
             return []
         for order in orders:
-            order.error = flow.refusal() if order.send.everyone else None
+            order.error = flow.refusal() if order.send.everyone or order.send.groups else None
             for _ in order.send.targets:
                 for session_id, epoch in next(found).sessions:
                     node_id = node_of_session(session_id)
@@ -193,31 +212,39 @@ class Push:
                 _log.warning("answers_not_kept", reason=str(error))
 
     async def _deliver(self, orders: Sequence[Order]) -> None:
-        batch: list[tuple[str, StoredMessage]] = []
         for order in orders:
-            message = order.prepare()
-            for target in order.send.targets:
-                batch.append((target, message))
+            order.prepare()
         parts: dict[str, _Part] = {}
         try:
-            if batch:
-                self._check_store()
-                found = await self._store.submit(batch)
-                strangers = await self._place(orders, found, parts)
-                if strangers:
-                    await self._place_strangers(strangers, parts)
+            await self._store_and_place(orders, parts)
         except PushfleetError as error:
             for order in orders:
                 order.error = error
             return
-        everyone = [order for order in orders if order.send.everyone]
-        if everyone:
-            await self._place_everyone(everyone, parts)
         await self._publish(parts)
         for order in orders:
             if order.error is None:
                 order.finish()
                 self._count(order)
+
+    async def _store_and_place(self, orders: Sequence[Order], parts: dict[str, _Part]) -> None:
+        """Store what goes to clients and audiences, and put the lines into the parts of their topics."""
+        to_audiences = [order for order in orders if order.send.everyone or order.send.groups]
+        if to_audiences:
+            self._check_store()
+            await self._audiences.check(to_audiences)
+            orders = [order for order in orders if order.error is None]
+        batch = [(target, order.message) for order in orders for target in order.send.targets]
+        if batch:
+            self._check_store()
+            found = await self._store.submit(batch)
+            strangers = await self._place(orders, found, parts)
+            if strangers:
+                await self._place_strangers(strangers, parts)
+        for order, topic, line in await self._audiences.add([each for each in to_audiences if each.error is None]):
+            part = parts.setdefault(topic, _Part())
+            part.lines.append(("", line))
+            part.owners.append(order)
 
     def _check_store(self) -> None:
         """While Redis is known to be away nobody waits for it to answer: the next reading of leases finds it back."""
@@ -276,22 +303,6 @@ class Push:
                     self._nodes.found_dead(client_id, session_id, epoch)
             self._place_target(order, client_id, target, parts)
 
-    async def _place_everyone(self, orders: list[Order], parts: dict[str, _Part]) -> None:
-        with suppress(StoreUnavailable):  # then the last table may serve
-            await self._nodes.refresh()  # a node that started a moment ago has clients, too
-        try:
-            topics = self._nodes.topics()
-        except StoreUnavailable as error:
-            for order in orders:
-                order.error = error
-            return
-        for order in orders:
-            line = encode_line(line_head(Kind.EVERYONE, order.expires_ms, 0), order.template)
-            for topic in topics:
-                part = parts.setdefault(topic, _Part())
-                part.lines.append(("", line))
-                part.owners.append(order)
-
     async def _publish(self, parts: dict[str, _Part]) -> None:
         for topic, part in parts.items():
             try:
@@ -321,6 +332,8 @@ class Push:
         if order.send.everyone:
             counts["everyone"] += 1
             return
+        if order.send.groups:
+            counts["group"] += len(order.send.groups)
         counts["online"] += len(order.send.targets) - len(order.offline)
         if order.offline:
             counts["offline"] += len(order.offline)
@@ -331,6 +344,7 @@ def _settle(order: Order, begun: Begun) -> bool:
     order.message_id = begun.message_id
     order.active_time_ms = begun.active_time_ms
     if begun.state is State.MINE:
+        order.again = order.again or begun.again
         return True
     if begun.state is State.DONE:
         order.error = None

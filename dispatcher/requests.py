@@ -19,6 +19,7 @@ from shared.ids import client_id_fault, request_id_fault
 from shared.json_text import DEEPEST, field_and_fault, is_too_deep
 
 MOST_TARGETS = 10_000
+MOST_GROUPS = 100
 MOST_ITEMS = 1_000
 DEFAULT_TTL_S = 7 * 86_400
 MOST_TTL_S = 30 * 86_400
@@ -45,8 +46,9 @@ class Send(msgspec.Struct, frozen=True):
     """
     A checked send.
 
-    `targets` are distinct and in the order given, empty when it goes to `everyone`. `sender` and `request_id` are
-    "" where the caller named none.
+    `targets` and `groups` are distinct and in the order given, empty when it goes to `everyone`. `sender` and
+    `request_id` are "" where the caller named none; `but` is a session of the sender's that does not get what goes to
+    groups.
     """
 
     targets: tuple[str, ...]
@@ -56,6 +58,8 @@ class Send(msgspec.Struct, frozen=True):
     request_id: str = ""
     ttl_ms: int = DEFAULT_TTL_S * 1000
     durable: bool = True
+    groups: tuple[str, ...] = ()
+    but: str = ""
 
 
 _send_decoder = msgspec.json.Decoder(SendBody)
@@ -104,17 +108,16 @@ def check_utf8(body: bytes) -> None:
 
 def _check(asked: SendBody) -> Send:
     everyone = asked.send_to_all is True
-    if asked.to_groups:
-        raise BadRequest("this version has no groups", field="toGroups")
     if asked.delay:
         raise BadRequest("this version has no scheduled sends", field="delay")
     if asked.deliver_at:
         raise BadRequest("this version has no scheduled sends", field="deliverAt")
     targets = _targets(asked.to)
+    groups = group_ids(asked.to_groups)
     if everyone:
-        targets = ()
-    elif not targets:
-        raise BadRequest("required: a clientId or a list of them, or sendToAll", field="to")
+        targets = groups = ()
+    elif not targets and not groups:
+        raise BadRequest("required: a clientId or a list of them, toGroups or sendToAll", field="to")
     msg = bytes(asked.msg)
     if len(targets) * len(msg) > _MOST_VOLUME:
         raise BodyTooLarge(f"{len(targets)} targets of so large a msg, at most {_MOST_VOLUME} bytes in all", field="to")
@@ -126,6 +129,7 @@ def _check(asked: SendBody) -> Send:
         _request_id(asked.request_id),
         _ttl_ms(asked.ttl),
         asked.durable is not False,
+        groups,
     )
 
 
@@ -146,6 +150,21 @@ def _targets(to: str | list[str] | None) -> tuple[str, ...]:
             if fault:
                 raise BadRequest(fault, field=f"to[{place}]")
     return tuple(dict.fromkeys(to)) if len(to) > 1 else (to[0],)
+
+
+def group_ids(groups: str | list[str] | None) -> tuple[str, ...]:
+    """Distinct, in the order given. Raises BadRequest."""
+    if not groups:
+        return ()
+    listed = [groups] if isinstance(groups, str) else groups
+    if len(listed) > MOST_GROUPS:
+        raise BadRequest(f"{len(listed)} groups, at most {MOST_GROUPS}", field="toGroups")
+    for place, group in enumerate(listed):
+        fault = client_id_fault(group)
+        if fault:
+            field = "toGroups" if isinstance(groups, str) else f"toGroups[{place}]"
+            raise BadRequest(fault.replace("a clientId", "a groupId"), field=field)
+    return tuple(dict.fromkeys(listed))
 
 
 def _sender(sender: str | None) -> str:

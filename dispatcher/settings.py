@@ -24,9 +24,19 @@ class DispatcherSettings(RoleSettings):
     )
     inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
     inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
+    timeline_messages: int = setting(
+        "PUSH_TIMELINE_MESSAGES", 10_000, "messages that a group's timeline, or everyone's, keeps at most", whole(1)
+    )
+    timeline_bytes: int = setting("PUSH_TIMELINE_BYTES", 64 << 20, "and their bytes", whole(1024))
+    timeline_s: float = setting(
+        "PUSH_TIMELINE_SECONDS", 604_800.0, "seconds that a timeline keeps a message", seconds(1, 31_536_000)
+    )
 
     max_lag_s: float = setting(
-        "PUSH_MAX_LAG", 10.0, "seconds a node may be behind with sends to everyone; 429 beyond", seconds(0.1, 3600)
+        "PUSH_MAX_LAG",
+        10.0,
+        "seconds a node may be behind with its topic; beyond it 429 for what would go there",
+        seconds(0.1, 3600),
     )
     outbox_bytes: int = setting(
         "PUSH_OUTBOX_BYTES", 64 << 20, "bytes of sends that may wait in Redis while the bus is away", whole(1024)

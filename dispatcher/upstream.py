@@ -10,6 +10,7 @@ logged and acknowledged. While Redis or the bus is away a batch stays in work an
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from dispatcher.metrics import UPSTREAM
 from dispatcher.order import Order
 from dispatcher.push import Push
-from dispatcher.requests import DEFAULT_TTL_S, MOST_TARGETS, Send, check_utf8
+from dispatcher.requests import DEFAULT_TTL_S, MOST_TARGETS, Send, check_utf8, group_ids
 from shared.backoff import Backoff
 from shared.bus.port import Bus, Received, SharedReader
 from shared.envelope import Trigger
@@ -28,6 +29,7 @@ from shared.upstream import decode_upstream, upstream_topic
 
 _BATCH = 64
 _MOST_BATCHES = 8
+_SESSION = re.compile(r"[^\s\"\\]{1,300}")
 _log = get_log("dispatcher")
 
 
@@ -157,7 +159,8 @@ def read_order(body: bytes) -> Order:
     check_utf8(body)
     if not is_message_id(asked.message_id):
         raise BadRequest("not a messageId", field="messageId")
-    if not asked.to or len(asked.to) > MOST_TARGETS:
+    groups = group_ids(asked.to_groups)
+    if not (asked.to or groups) or len(asked.to) > MOST_TARGETS:
         raise BadRequest(f"{len(asked.to)} targets, expected 1 to {MOST_TARGETS}", field="to")
     for field, client_id in (("from", asked.sender), *((f"to[{n}]", to) for n, to in enumerate(asked.to))):
         fault = client_id_fault(client_id)
@@ -172,6 +175,8 @@ def read_order(body: bytes) -> Order:
         msg=bytes(asked.msg),
         request_id=asked.request_id,
         ttl_ms=DEFAULT_TTL_S * 1000,
+        groups=groups,
+        but=asked.but if _SESSION.fullmatch(asked.but) else "",
     )
     return Order(
         send,

@@ -29,6 +29,7 @@ class Admitted:
     device: str
     ack: bool
     subprotocol: str | None
+    groups: tuple[str, ...] = ()
 
 
 class Admission:
@@ -58,7 +59,7 @@ class Admission:
             raise Unauthorized("no token; send Authorization: Bearer, ?token= or the subprotocols bearer, <token>")
         claims = self._verifier.verify(token)
         device = claims.device or query.get("device", "")
-        return Admitted(claims.client_id, claims.expires_s, device, ack, subprotocol)
+        return Admitted(claims.client_id, claims.expires_s, device, ack, subprotocol, claims.groups)
 
 
 def token_of(request: Request) -> tuple[str, str | None]:

@@ -18,15 +18,25 @@ from typing import Any
 from aiohttp import web
 
 from gateway_node.admin import open_admin
+from gateway_node.audience import Audience
+from gateway_node.audiences import Audiences, Place
+from gateway_node.chat import Chat
+from gateway_node.clearance import Clearance
+from gateway_node.clerk import Clerk
 from gateway_node.consumer import Consumer
+from gateway_node.cursor_moves import CursorMoves
 from gateway_node.delivery import Delivery
 from gateway_node.drain import Drain
+from gateway_node.envelope_dialect import EnvelopeDialect
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.lookups import Lookups
+from gateway_node.membership import Membership
 from gateway_node.metrics import LAG
+from gateway_node.neighbours import Neighbours
 from gateway_node.pacing import Pacing
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
@@ -35,17 +45,22 @@ from gateway_node.ticker import Ticker
 from gateway_node.upstream import Upstream
 from gateway_node.websocket.gate import Gate, Limits
 from gateway_node.websocket.listener import Listener, listening_socket, serve
+from gateway_node.window import Recent
 from shared.backoff import Backoff
 from shared.bus import open_bus
+from shared.cursors import Cursors
 from shared.errors import PushfleetError
+from shared.groups import Groups
 from shared.ids import node_topic
 from shared.inbox import Inbox
 from shared.logs import OncePerSecond, get_log
+from shared.people import People
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.process import Stop
 from shared.registry import Lease, Registry
 from shared.settings import cannot_listen
 from shared.store import Store
+from shared.timeline import Timelines
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _SETTLE_S = 5.0
@@ -84,15 +99,32 @@ class Node:
             changed=self._presence.changed if settings.presence else None,
         )
         self._hub = Hub()
-        self._fanout = Fanout(self._hub, settings)
-        self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._fanout.broadcasts)
+        cursors = Cursors(self._store)
+        loose = Recent()
+        by_name: dict[str, Audience] = {}
+        self._moves = CursorMoves(cursors)
+        self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._moves, loose)
+        self._fanout = Fanout(by_name, self._delivery, self._moves, loose, settings)
+        self._audiences = Audiences(
+            Place(self.node_id, lambda: self._lease.epoch),
+            self._hub,
+            Timelines(self._store),
+            cursors,
+            self._delivery,
+            self._moves,
+            self._fanout,
+            by_name,
+        )
         upstream = upstream_topic(settings.namespace)
         self._upstream_topic = upstream
         self._upstream = Upstream(self._bus, upstream)
+        self._neighbours = Neighbours(self._bus, namespace=settings.namespace)
+        self._clerk = self._make_clerk(settings)
         self._gateway = Gateway(
-            self.node_id, settings, self._hub, self._delivery, self._upstream, self.health, self.refusal
+            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal
         )
-        self._eviction = Eviction(self._hub, self._bus, namespace=settings.namespace)
+        self._clerk.log_out = self._gateway.log_out
+        self._eviction = Eviction(self._hub, self._neighbours)
         self._lease = LeaseKeeper(
             self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
         )
@@ -103,6 +135,7 @@ class Node:
             self._registry,
             settings,
             self._delivery,
+            self._audiences,
             self._eviction,
         )
         self._drain = Drain(
@@ -110,6 +143,7 @@ class Node:
             self._gateway,
             self._registration,
             self._delivery,
+            self._audiences,
             self._lease,
             self._leave_topic,
             seconds=settings.drain_s,
@@ -119,16 +153,18 @@ class Node:
             self._hub,
             self._registry,
             self._delivery,
+            self._audiences,
             self._lease,
             self._registration.join_again,
             every_s=settings.reconcile_s,
         )
         self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
         self._gateway.registration = self._registration
+        self._gateway.audiences = self._audiences
         self._gateway.ticker = self._ticker
         self._consumer: Consumer | None = None
         self._gate: Gate | None = None
-        self._pacing: Pacing | None = None
+        self._clearance: Clearance | None = None
         self._server: Listener | None = None
         self._admin: web.AppRunner | None = None
         self._tasks: list[Task[None]] = []
@@ -137,6 +173,19 @@ class Node:
         self._frozen_at = 0
         self._ticked = 0.0
         self._complaint = OncePerSecond()
+
+    def _make_clerk(self, settings: GatewaySettings) -> Clerk:
+        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        chat = Chat(settings.chat_timezone)
+        return Clerk(
+            self._hub,
+            self._delivery,
+            self._upstream,
+            Lookups(People(self._store), groups),
+            Membership(groups, self._hub, self._neighbours, self._audiences.changed),
+            (EnvelopeDialect(), chat),
+            chat,
+        )
 
     # -- start -----------------------------------------------------------------------------------------------
 
@@ -151,7 +200,10 @@ class Node:
             handshake_timeout_s=settings.handshake_timeout_s,
         )
         self._gate = Gate(self._gateway, loop, limits)
-        self._pacing = Pacing(self._gate, settings.max_outbox_total)
+        pacing = Pacing(self._gate, settings.max_outbox_total)
+        self._clearance = Clearance(self._lease, pacing, self._delivery, self._fanout)
+        self._audiences.turn = self._clearance.turn
+        self._audiences.tell = self._gateway.tell
         self._server = await serve(self._gate, self._sock)
         try:
             self._admin, admin_port = await open_admin(
@@ -178,6 +230,7 @@ class Node:
         self._reached_bus = True
         self._topic_tasks += self._own(self._keep_consuming(), "consumer"), self._own(self._keep_topic(), "topic")
         self._own(self._lease.run(), "lease")
+        self._own(self._moves.run(), "cursors")
         gc.set_threshold(50_000, 25, 100)  # what a session holds is freed by counting; the collector finds little
         gc.collect()
         gc.freeze()
@@ -196,14 +249,15 @@ class Node:
             await self._until_done("bus", self._ensure_topics)
             for session in self._hub.by_id.values():
                 self._delivery.fall_behind(session)  # what was in the topic may be gone; the inboxes are not
-            assert self._pacing is not None
+            self._audiences.enter_all()
+            assert self._clearance is not None
             self._consumer = Consumer(
                 self._bus,
                 self._topic,
-                self._lease,
-                self._pacing,
+                self._clearance,
                 self._delivery,
                 self._fanout,
+                self._audiences,
                 self._eviction,
             )
             try:
@@ -252,7 +306,7 @@ class Node:
             return "starting: waiting for Redis and the bus"
         if not self._store.available or not self._lease.alive():
             return "the registry (Redis) does not answer"
-        return None
+        return None if self._audiences.everyone.entered else "starting: reading the timelines"
 
     def _describe(self, epoch: str) -> Lease:
         settings = self._settings
@@ -341,10 +395,13 @@ class Node:
             self._gate.abort_unopened()
         await self._reconcile.close()
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
+        await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)
         await self._registration.close(patience_s)
         await self._presence.close(_SETTLE_S if self._reached_bus else 0.0)
-        await self._eviction.close(_SETTLE_S if self._reached_bus else 0.0)
+        await self._neighbours.close(_SETTLE_S if self._reached_bus else 0.0)
+        await self._audiences.close(patience_s)
         await self._delivery.close(patience_s)
+        await self._moves.close(patience_s)
         await self._upstream.close()
         for task in self._tasks:
             task.cancel()

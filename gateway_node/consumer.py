@@ -17,16 +17,16 @@ import asyncio
 import time
 from math import inf
 
+from gateway_node.audiences import Audiences
+from gateway_node.clearance import Clearance
 from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.lag import Lag
-from gateway_node.lease import LeaseKeeper
 from gateway_node.metrics import DELIVERED, LINES
-from gateway_node.pacing import Pacing
 from shared.bus import Bus, Received
 from shared.logs import OncePerSecond, get_log
-from shared.record import Kind, decode_line, split_lines
+from shared.record import AudienceLine, Kind, decode_audience, decode_line, is_audience, split_lines
 
 _LINES_A_TURN = 256
 _BYTES_A_TURN = 256 << 10
@@ -42,8 +42,10 @@ class Consumer:
     """
 
     __slots__ = (
+        "_audiences",
         "_bad",
         "_bus",
+        "_clearance",
         "_complaint",
         "_delivery",
         "_ended",
@@ -53,8 +55,6 @@ class Consumer:
         "_fanout",
         "_fetching",
         "_lag",
-        "_lease",
-        "_pacing",
         "_topic",
         "waiting_since",
     )
@@ -63,18 +63,18 @@ class Consumer:
         self,
         bus: Bus,
         topic: str,
-        lease: LeaseKeeper,
-        pacing: Pacing,
+        clearance: Clearance,
         delivery: Delivery,
         fanout: Fanout,
+        audiences: Audiences,
         eviction: Eviction,
     ) -> None:
         self._bus = bus
         self._topic = topic
         self._delivery = delivery
-        self._lease = lease
-        self._pacing = pacing
+        self._clearance = clearance
         self._fanout = fanout
+        self._audiences = audiences
         self._eviction = eviction
         self._complaint = OncePerSecond()
         self._bad = 0
@@ -102,7 +102,7 @@ class Consumer:
                     if loop.time() - self.waiting_since > _CAUGHT_UP_S:
                         self._lag.caught_up(loop.time() + self._epoch_s)
                     self.waiting_since = inf
-                await self._until_ready()
+                await self._clearance.until_clear()
                 await self._deliver_records(records)
                 reader.commit()
                 self._count()
@@ -133,50 +133,44 @@ class Consumer:
                 await self._deliver_lines(part[:_LINES_A_TURN])
                 del part[:_LINES_A_TURN]
                 size = 0
-                await self._turn()
+                await self._clearance.turn()
         if part:
             await self._deliver_lines(part)
 
-    async def _turn(self) -> None:
-        """What else there is to do gets its turn."""
-        await asyncio.sleep(0)
-        await self._until_ready()
-
-    async def _until_ready(self) -> None:
-        """Wait until more may be sent."""
-        self._pacing.handed_out = self._fanout.handed_out
-        if self._pacing.is_due():
-            await self._pacing.until_room()
-        if not self._lease.alive():
-            await self._lease.until_alive()
-        self._delivery.now = asyncio.get_running_loop().time()
-
     async def _deliver_lines(self, lines: list[bytes]) -> None:
-        delivery = self._delivery
         now_ms = time.time_ns() // 1_000_000
-        for_everyone: list[bytes] = []  # a run of these goes to each session in one write
+        run: list[AudienceLine] = []  # lines of one audience go to each session in one write
         for line in lines:
             try:
-                kind, expires_ms, order, envelope = decode_line(line)
-                if expires_ms <= now_ms:
-                    self._expired += 1
+                if is_audience(line):
+                    entry = decode_audience(line)
+                    if run and run[0].audience != entry.audience:
+                        await self._fanout.receive(run, self._clearance.turn)
+                        run = []
+                    run.append(entry)
                     continue
-                if kind == Kind.EVERYONE:
-                    for_everyone.append(envelope)
-                    continue
-                if for_everyone:
-                    await self._fanout.everyone(for_everyone, self._turn)
-                    for_everyone = []
-                if kind == Kind.DIRECT:
-                    delivery.direct(envelope, expires_ms, order)
-                elif kind == Kind.ONLINE:
-                    delivery.online(envelope)
-                else:
-                    self._eviction.close_line(envelope)
+                if run:
+                    await self._fanout.receive(run, self._clearance.turn)
+                    run = []
+                self._deliver_line(line, now_ms)
             except ValueError:  # BadLine is one
                 self._set_aside(line)
-        if for_everyone:
-            await self._fanout.everyone(for_everyone, self._turn)
+        if run:
+            await self._fanout.receive(run, self._clearance.turn)
+
+    def _deliver_line(self, line: bytes, now_ms: int) -> None:
+        """Raises ValueError."""
+        kind, expires_ms, order, envelope = decode_line(line)
+        if expires_ms <= now_ms:
+            self._expired += 1
+        elif kind == Kind.DIRECT:
+            self._delivery.direct(envelope, expires_ms, order)
+        elif kind == Kind.ONLINE:
+            self._delivery.online(envelope)
+        elif kind == Kind.MEMBER:
+            self._audiences.member_line(envelope)
+        else:
+            self._eviction.close_line(envelope)
 
     def _set_aside(self, line: bytes) -> None:
         self._bad += 1
@@ -190,11 +184,11 @@ class Consumer:
         DELIVERED.inc(delivery.delivered + fanout.delivered)
         for outcome, count in (
             ("duplicate", delivery.duplicates + fanout.duplicates),
-            ("no_session", delivery.unknown),
+            ("no_session", delivery.unknown + fanout.unknown),
             ("expired", self._expired),
             ("set_aside", self._bad + fanout.set_aside),
         ):
             if count:
                 LINES.labels(outcome).inc(count)
         delivery.delivered = delivery.duplicates = delivery.unknown = 0
-        fanout.delivered = fanout.duplicates = fanout.set_aside = self._expired = self._bad = 0
+        fanout.delivered = fanout.duplicates = fanout.set_aside = fanout.unknown = self._expired = self._bad = 0

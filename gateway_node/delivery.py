@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from gateway_node.audience import Cursor
 from gateway_node.backlog import Backlog
+from gateway_node.cursor_moves import CursorMoves
 from gateway_node.hub import Hub
 from gateway_node.metrics import REPLAYED, RESENT, RETIRED
 from gateway_node.session import Session
@@ -30,10 +32,15 @@ _MOST_EARLY = 64
 
 
 class Delivery:
-    """See the module. `now` (event loop clock, s) is set by who calls in a batch; `broadcasts` is the fan-out's."""
+    """
+    See the module. `now` (event loop clock, s) is set by who calls in a batch; `loose` is the fan-out's.
 
-    def __init__(self, hub: Hub, inbox: Inbox, settings: GatewaySettings, broadcasts: Recent) -> None:
+    `read_on` is called with sessions whose window has room, when they are behind in an audience.
+    """
+
+    def __init__(self, hub: Hub, inbox: Inbox, settings: GatewaySettings, moves: CursorMoves, loose: Recent) -> None:
         self.now = 0.0
+        self.read_on: Callable[[Session], None]
         self.delivered = 0
         self.duplicates = 0
         self.unknown = 0
@@ -45,7 +52,8 @@ class Delivery:
         self._window_bytes = min(settings.window_bytes, settings.max_outbox // 2)
         self._written: list[Session] = []
         self._unacked: set[Session] = set()
-        self._broadcasts = broadcasts
+        self._moves = moves
+        self._loose = loose
         self.retirements: Backlog[tuple[str, bytes]] = Backlog("retire", self._retire)
         self._pulls: Backlog[Session] = Backlog("pull", self._pull, most=64)
 
@@ -76,7 +84,7 @@ class Delivery:
             self.unknown += 1
             return
         message_id = message_id_of(envelope)
-        window = self._window(session)
+        window = self.window_of(session)
         if window.knows(message_id):
             self.duplicates += 1
             return
@@ -87,16 +95,57 @@ class Delivery:
         elif len(session.early) < _MOST_EARLY:
             session.early.append(frame)
 
+    # -- messages of audiences ---------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> int:
+        return len(self._hub)
+
+    def window_of(self, session: Session) -> Window | Written:
+        """It is made when it is needed first."""
+        if session.window is None:
+            settings = self._settings
+            session.window = (
+                Window(settings.window_messages, self._window_bytes) if session.ack else Written(self._window_bytes)
+            )
+        return session.window
+
+    def hold(
+        self, session: Session, cursor: Cursor, order: int, message_id: bytes, template: bytes, expires_ms: int
+    ) -> None:
+        """A message of an audience is being sent to the session: keep it until it is acknowledged."""
+        window = self.window_of(session)
+        if session.ack and not len(window):
+            self._unacked.add(session)
+        window.add(message_id, template, expires_ms, self.now + self._ack_timeout_s, cursor, order)
+
+    def send_held(
+        self, session: Session, cursor: Cursor, order: int, message_id: bytes, template: bytes, expires_ms: int
+    ) -> None:
+        """Send it as well: it was read from a timeline."""
+        self.hold(session, cursor, order, message_id, template, expires_ms)
+        self._write(session, text_frame(fill_template(template, session.session_id, session.client_id.encode())))
+        REPLAYED.inc()
+        if not session.ack:
+            self._confirm_soon(session)
+
     # -- acknowledgements ------------------------------------------------------------------------------------
 
     def ack(self, session: Session, message_ids: Sequence[str]) -> None:
         """The client has these. One that is not in the window may be of an earlier session: it is retired as well."""
-        window = self._window(session)
+        window = self.window_of(session)
         client_id = session.client_id
         for message_id in message_ids:
             key = message_id.encode()
-            if window.ack(key) or key not in self._broadcasts:
+            unacked = window.ack(key)
+            if unacked is None:
+                if key not in self._loose:
+                    self.retirements.add((client_id, key))
+                continue
+            if unacked.in_inbox:
                 self.retirements.add((client_id, key))
+            if unacked.cursor is not None:
+                self._moves.mark(unacked.cursor)
         if not len(window):
             self._unacked.discard(session)
         self._pull_if_ready(session)
@@ -114,7 +163,7 @@ class Delivery:
 
     def replay(self, session: Session, inbox: Slice) -> None:
         """Send a slice of the inbox; then the session is live, or the next slice is read when there is room."""
-        window = self._window(session)
+        window = self.window_of(session)
         complete = inbox.held <= len(inbox.messages)
         if session.suspended:
             session.suspended = False
@@ -125,6 +174,8 @@ class Delivery:
         for waiting in inbox.messages:
             message_id = waiting.message_id.encode()
             if window.knows(message_id):
+                if not window.is_in_inbox(message_id):
+                    self.retirements.add((session.client_id, message_id))
                 session.read_to = waiting.order
                 continue
             if not window.has_room(len(waiting.template)):
@@ -171,7 +222,7 @@ class Delivery:
         """Whether one of these was not sent to the session, though it is live."""
         if session.replaying or not message_ids:
             return False
-        window = self._window(session)
+        window = self.window_of(session)
         return not all(window.knows(message_id) for message_id in message_ids)
 
     # -- time ------------------------------------------------------------------------------------------------
@@ -184,7 +235,10 @@ class Delivery:
             window = session.window
             if window is None or window.next_due > self.now or session.suspended:
                 continue
-            for envelope in window.due(self.now, now_ms, self._ack_timeout_s):
+            for unacked in window.due(self.now, now_ms, self._ack_timeout_s):
+                envelope = unacked.envelope
+                if unacked.cursor is not None:
+                    envelope = fill_template(envelope, session.session_id, session.client_id.encode())
                 self._write(session, text_frame(envelope))
                 resent += 1
             self._pull_if_ready(session)
@@ -199,9 +253,11 @@ class Delivery:
     # -- inside ----------------------------------------------------------------------------------------------
 
     def _send_direct(self, session: Session, message_id: bytes, envelope: bytes, expires_ms: int) -> None:
-        window = session.window or self._window(session)
+        window = session.window or self.window_of(session)
         if window.knows(message_id):
             self.duplicates += 1
+            if not window.is_in_inbox(message_id):
+                self.retirements.add((session.client_id, message_id))
             return
         if session.ack and not window.has_room(len(envelope)):
             session.replaying = session.missed = session.want_pull = True
@@ -232,20 +288,15 @@ class Delivery:
             elif not session.connection.blocked:
                 self._confirm_soon(session)  # written to again behind the flush; else `drained` will tell
 
-    def _window(self, session: Session) -> Window | Written:
-        if session.window is None:
-            settings = self._settings
-            session.window = (
-                Window(settings.window_messages, self._window_bytes) if session.ack else Written(self._window_bytes)
-            )
-        return session.window
-
     def _pull_if_ready(self, session: Session) -> None:
-        if not session.want_pull or session.early is not None:
+        if not (session.want_pull or session.behind) or session.early is not None:
             return
-        if self._window(session).is_half_empty():
-            session.want_pull = False
-            self._pulls.add(session)
+        if self.window_of(session).is_half_empty():
+            if session.want_pull:
+                session.want_pull = False
+                self._pulls.add(session)
+            if session.behind:
+                self.read_on(session)
 
     async def _pull(self, sessions: list[Session]) -> None:
         await self.retirements.settled()

@@ -31,6 +31,7 @@ from math import ceil
 import msgspec
 import orjson
 
+from gateway_node.audiences import Audiences
 from gateway_node.delivery import Delivery
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
@@ -107,6 +108,7 @@ class Drain:
     """
 
     __slots__ = (
+        "_audiences",
         "_cause",
         "_changed",
         "_delivery",
@@ -131,6 +133,7 @@ class Drain:
         gateway: Gateway,
         registration: Registration,
         delivery: Delivery,
+        audiences: Audiences,
         lease: LeaseKeeper,
         leave_topic: Callable[[bool], Awaitable[bool]],
         *,
@@ -144,6 +147,7 @@ class Drain:
         self._gateway = gateway
         self._registration = registration
         self._delivery = delivery
+        self._audiences = audiences
         self._lease = lease
         self._leave_topic = leave_topic
         self._seconds = seconds
@@ -303,8 +307,10 @@ class Drain:
         _log.info("drained", by=cause.by, left=len(self._hub))
 
     async def _settle(self) -> None:
-        """Routes and acknowledged messages are taken out of Redis."""
-        await asyncio.gather(self._registration.finish(), self._delivery.retirements.settled())
+        """Routes and acknowledged messages are taken out of Redis, and cursors are where they belong."""
+        await asyncio.gather(
+            self._registration.finish(), self._delivery.retirements.settled(), self._audiences.finish()
+        )
 
     async def _within(self, what: str, step: Awaitable[None], seconds: float = _SETTLE_S) -> bool:
         try:

@@ -3,6 +3,8 @@ The gateway: what happens to a connection, from its request to its end. The uppe
 
     request -> admission -> registration -> 101 and the connection frame -> replay -> live -> closed
 
+What clients send is read here (client_frames.py) and carried out by the clerk.
+
 The upgrade is answered when the session is registered, so a client that sees the 101 can be reached. Each connection's
 `session` is its Session, or a Guest while its first frame has yet to name the client.
 """
@@ -19,7 +21,10 @@ import orjson
 
 from gateway_node.admission import Admission, Admitted
 from gateway_node.arrivals import Arrivals, come_again_s
-from gateway_node.client_frames import Ack, BadFrame, Business, Heartbeat, Register, parse_frame
+from gateway_node.audiences import Audiences
+from gateway_node.clerk import Clerk
+from gateway_node.client_frames import parse_frame
+from gateway_node.commands import BadFrame, Command, Register
 from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
 from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, SESSIONS, SESSIONS_ENDED
@@ -27,17 +32,14 @@ from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
-from gateway_node.upstream import Upstream
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
-from shared.envelope import MsgType, Trigger, server_envelope
+from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
-from shared.ids import MessageIdMint, SessionIdMint, mint_request_id
-from shared.inbox import Slice
+from shared.ids import MessageIdMint, SessionIdMint
 from shared.logs import get_log
 from shared.registry import Joined
-from shared.upstream import UpstreamSend
 
 _PATHS = ("/websocket", "/ws")
 _JSON = "application/json"
@@ -62,7 +64,7 @@ class Gateway:
         settings: GatewaySettings,
         hub: Hub,
         delivery: Delivery,
-        upstream: Upstream,
+        clerk: Clerk,
         health: Callable[[], str | None],
         refusal: Callable[[], str | None],
     ) -> None:
@@ -71,7 +73,7 @@ class Gateway:
         self._settings = settings
         self._hub = hub
         self._delivery = delivery
-        self._upstream = upstream
+        self._clerk = clerk
         self._health = health
         self._refusal = refusal
         self._admission = Admission(settings)
@@ -81,6 +83,7 @@ class Gateway:
         self._message_ids = MessageIdMint()
         self._guests: dict[Connection, Guest] = {}
         self.registration: Registration
+        self.audiences: Audiences
         self.ticker: Ticker
 
     # -- from the connection ---------------------------------------------------------------------------------
@@ -113,11 +116,11 @@ class Gateway:
     def message_received(self, connection: Connection, data: bytes) -> None:
         context = connection.session
         try:
-            frame = parse_frame(data)
+            asked = parse_frame(data)
             if isinstance(context, Session):
-                self._on_frame(context, frame)
+                self._clerk.obey(context, asked)
             elif isinstance(context, Guest):
-                self._on_first_frame(connection, context, frame)
+                self._on_first_frame(connection, context, asked.command)
         except BadFrame as fault:
             CLIENT_FRAMES.labels("bad").inc()
             self._on_bad_frame(connection, fault)
@@ -178,12 +181,12 @@ class Gateway:
         except Overloaded as error:
             self._turn_away(session, error)
             return
-        joined.add_done_callback(partial(self._on_joined, session, admitted.subprotocol, register))
+        joined.add_done_callback(partial(self._on_joined, session, admitted, register))
 
     def _on_joined(
         self,
         session: Session,
-        subprotocol: str | None,
+        admitted: Admitted,
         register: Register | None,
         joined: asyncio.Future[list[Joined]],
     ) -> None:
@@ -196,25 +199,27 @@ class Gateway:
             self._turn_away(session, error)
             return
         connection = session.connection
-        if not connection.open and not connection.accept(subprotocol):
+        if not connection.open and not connection.accept(admitted.subprotocol):
             self._hub.remove(session)  # it was refused or went away meanwhile
             self.registration.leave(session)
             return
         (answer,) = joined.result()
-        self._welcome(session, answer.inbox, register)
+        self._welcome(session, answer, register)
+        self.audiences.attach_for_session(session, admitted.groups)
         self.registration.replaced(answer)
 
-    def _welcome(self, session: Session, inbox: Slice, register: Register | None) -> None:
+    def _welcome(self, session: Session, joined: Joined, register: Register | None) -> None:
         self._hub.registered += 1
         _REGISTERED.inc()
-        session.connection.send(text_frame(self._connection_frame(session, inbox.held)))
+        session.connection.send(text_frame(self._connection_frame(session, joined.inbox.held)))
         if register is not None:
-            self._answer_register(session, register)
+            self._clerk.welcome(session, register)
         early, session.early = session.early, None
         for frame in early or ():
             session.connection.send(frame)
         self.ticker.watch(session)
-        self._delivery.replay(session, inbox)
+        self._delivery.replay(session, joined.inbox)
+        self.audiences.attach(session, joined.audiences)
 
     def _turn_away(self, session: Session, error: BaseException) -> None:
         self._hub.remove(session)
@@ -230,6 +235,7 @@ class Gateway:
             self._refuse(connection, 503, "unavailable", text, retry_after_s=come_again_s())
 
     def _end_session(self, session: Session, code: int, clean: bool) -> None:
+        self.audiences.detach(session)
         self._delivery.forget(session)
         if session.early is not None:
             return  # still being registered: _on_joined removes it
@@ -265,119 +271,44 @@ class Gateway:
             result_msg="connected",
         )
 
-    # -- frames ----------------------------------------------------------------------------------------------
-
-    def _on_frame(self, session: Session, frame: Business | Ack | Heartbeat | Register) -> None:
-        if isinstance(frame, Ack):
-            self._delivery.ack(session, frame.message_ids)
-        elif isinstance(frame, Business):
-            self._send_upstream(session, frame)
-        elif isinstance(frame, Heartbeat):
-            CLIENT_FRAMES.labels("heartbeat").inc()
-            self._reply(session, MsgType.HEARTBEAT_ACK, message_id=frame.message_id)
-        else:
-            self._on_register(session, frame)
-
-    def _on_first_frame(
-        self, connection: Connection, guest: Guest, frame: Business | Ack | Heartbeat | Register
-    ) -> None:
-        if not isinstance(frame, Register):
-            raise BadFrame("not_registered", "the first frame has to name the client: type 7 with params.openid")
-        del self._guests[connection]
-        self._open_session(connection, guest.admitted, frame.client_id, frame)
-
-    def _send_upstream(self, session: Session, frame: Business) -> None:
-        send = UpstreamSend(
-            message_id=self._message_ids.mint(),
-            request_id=frame.request_id or mint_request_id(),
-            sender=session.client_id,
-            active_time=time.time_ns() // 1_000_000,
-            to=frame.to,
-            msg=frame.msg,
-        )
-        CLIENT_FRAMES.labels("business").inc()
-        try:
-            published = self._upstream.submit(session.client_id, send)
-        except Overloaded as error:
-            raise BadFrame("overloaded", f"{error}; try again", send.request_id, send.message_id) from None
-        published.add_done_callback(partial(self._on_published, session, send))
-
-    def _on_published(self, session: Session, send: UpstreamSend, published: asyncio.Future[list[None]]) -> None:
-        if session.session_id not in self._hub.by_id or published.cancelled():
-            return
-        error = published.exception()
-        if error is None:
-            self._reply(session, MsgType.ACK, message_id=send.message_id, request_id=send.request_id)
-            return
-        code = error.code if isinstance(error, PushfleetError) else "internal"
-        text = "not accepted; send it again with the same requestId"
-        self._reply(
-            session, MsgType.ERROR, message_id=send.message_id, request_id=send.request_id, code=code, text=text
-        )
-
-    def _on_register(self, session: Session, frame: Register) -> None:
-        if frame.client_id != session.client_id:
-            raise BadFrame("forbidden", f"params.openid: this session is {session.client_id}'s", chat=True)
-        self._answer_register(session, frame)
-        if frame.login_status == "0":
-            session.connection.close(CloseCode.NORMAL, "logged out")
-
-    def _answer_register(self, session: Session, frame: Register) -> None:
-        params = {
-            "openid": session.client_id,
-            "userName": frame.user_name,
-            "loginStatus": frame.login_status,
-            "sessionId": session.session_id.decode(),
-        }
-        session.connection.send(text_frame(orjson.dumps({"type": 8, "params": params, "status": 200})))
-
-    def _reply(
-        self,
-        session: Session,
-        msg_type: MsgType,
-        *,
-        message_id: str | None = None,
-        request_id: str | None = None,
-        code: str | None = None,
-        text: str | None = None,
-    ) -> None:
+    def tell(self, session: Session, code: str, text: str, group: str | None) -> None:
+        """An error that no frame of its own has caused."""
         envelope = server_envelope(
-            msg_type,
+            MsgType.ERROR,
             active_time_ms=time.time_ns() // 1_000_000,
             session_id=session.session_id.decode(),
             client_id=session.client_id,
-            message_id=message_id,
-            request_id=request_id,
-            trigger=Trigger.WEBSOCKET,
             result_msg=text,
             code=code,
+            group=group,
         )
         session.connection.send(text_frame(envelope))
+
+    # -- frames ----------------------------------------------------------------------------------------------
+
+    def _on_first_frame(self, connection: Connection, guest: Guest, command: Command) -> None:
+        if not isinstance(command, Register) or not command.present:
+            raise BadFrame("not_registered", "the first frame has to name the client: type 7 with params.openid")
+        del self._guests[connection]
+        self._clerk.introduce(command)
+        self._open_session(connection, guest.admitted, command.client_id, command)
+
+    def log_out(self, session: Session) -> None:
+        """Its client leaves: out of the registry, then closed."""
+        if self._hub.remove(session):
+            self._end_session(session, CloseCode.NORMAL, clean=True)
+        session.connection.session = None
+        session.connection.close(CloseCode.NORMAL, "logged out")
 
     def _on_bad_frame(self, connection: Connection, fault: BadFrame) -> None:
         """Answered in words; the connection is kept unless it keeps offending."""
         context = connection.session
         if isinstance(context, Session):
-            self._answer_bad_frame(context, fault)
+            self._clerk.refuse_frame(context, fault)
             if context.is_flooding_bad_frames(self.now, self._settings.bad_frames):
                 connection.close(CloseCode.POLICY_VIOLATION, "too many bad frames")
         elif isinstance(context, Guest):
             connection.close(CloseCode.POLICY_VIOLATION, str(fault)[:120])
-
-    def _answer_bad_frame(self, session: Session, fault: BadFrame) -> None:
-        """In the dialect that the frame was in."""
-        if fault.chat:
-            params = {"code": fault.code, "message": str(fault)}
-            session.connection.send(text_frame(orjson.dumps({"type": 500, "status": 500, "params": params})))
-            return
-        self._reply(
-            session,
-            MsgType.ERROR,
-            message_id=fault.message_id,
-            request_id=fault.request_id,
-            code=fault.code,
-            text=str(fault),
-        )
 
     # -- plain answers ---------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from gateway_node.audiences import Audiences
 from gateway_node.backlog import Backlog
 from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
@@ -29,6 +30,7 @@ class Registration:
 
     __slots__ = (
         "_again",
+        "_audiences",
         "_delivery",
         "_epoch",
         "_eviction",
@@ -48,9 +50,11 @@ class Registration:
         registry: Registry,
         settings: GatewaySettings,
         delivery: Delivery,
+        audiences: Audiences,
         eviction: Eviction,
     ) -> None:
         self._node_id = node_id
+        self._audiences = audiences
         self._epoch = epoch
         self._hub = hub
         self._registry = registry
@@ -79,6 +83,7 @@ class Registration:
 
     def join_all_again(self, kept: bool) -> None:
         """`kept`: Redis still has what it held, so what is not in an inbox was acknowledged."""
+        self._audiences.suspend_all()
         for session in self._hub.by_id.values():
             self._delivery.suspend(session, resync=kept)
             self._again.add(session)
@@ -114,13 +119,22 @@ class Registration:
                 self._eviction.end_replaced(session)
             else:
                 self.replaced(joined)
+                self._audiences.attach(session, joined.audiences)
                 self._delivery.resume(session)
 
     async def _call(self, sessions: list[Session], epoch: str, most: int, *, again: bool) -> Sequence[Joined]:
         return await self._registry.register(
             self._node_id,
             epoch,
-            [Joining(session.client_id, session.session_id.decode(), session.device) for session in sessions],
+            [
+                Joining(
+                    session.client_id,
+                    session.session_id.decode(),
+                    session.device,
+                    self._audiences.begin(session),
+                )
+                for session in sessions
+            ],
             most=most,
             most_bytes=self._settings.window_bytes,
             again=again,

@@ -15,6 +15,7 @@ sent to it, not even again, since its client may be elsewhere and may have ackno
 
 from __future__ import annotations
 
+from gateway_node.audience import Cursor
 from gateway_node.websocket.connection import Connection
 from gateway_node.window import Window, Written
 from shared.envelope import address_of
@@ -26,6 +27,9 @@ class Session:
 
     `address` is what differs between the envelopes of one message (see shared.envelope).
 
+    `cursors` are its places in audiences, by their names; `behind` are those that read on once the window has room;
+    `version` says how often its client's memberships had changed when they were read.
+
     `early` holds frames that came before the session was registered; None from then on. `expires_s` (epoch s, 0:
     never) is the token's end.
     """
@@ -35,8 +39,10 @@ class Session:
         "address",
         "bad_frames",
         "bad_since",
+        "behind",
         "client_id",
         "connection",
+        "cursors",
         "delivered",
         "device",
         "early",
@@ -46,6 +52,7 @@ class Session:
         "replaying",
         "session_id",
         "suspended",
+        "version",
         "want_pull",
         "window",
     )
@@ -67,9 +74,17 @@ class Session:
         self.read_to = 0
         self.early: list[bytes] | None = None
         self.window: Window | Written | None = None
+        self.cursors: dict[str, Cursor] = {}
+        self.behind: list[Cursor] | None = None
+        self.version = 0
         self.delivered = 0
         self.bad_frames = 0
         self.bad_since = 0.0
+
+    def is_in_by_token(self, group: str) -> bool:
+        """Whether its token has it in this group, for as long as the session lasts."""
+        cursor = self.cursors.get(group)
+        return cursor is not None and not cursor.lasting
 
     def is_flooding_bad_frames(self, now: float, most: int) -> bool:
         """Count a bad frame; whether there were more than `most` within a minute."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from shared.ids import is_node_id
 from shared.settings import RoleSettings, one_of, port_number, seconds, setting, whole
@@ -21,6 +22,14 @@ def _origins(text: str) -> tuple[str, ...]:
         if "://" not in pattern or pattern.endswith("/"):
             raise ValueError("expected origins like https://app.example.com,https://*.example.com")
     return patterns
+
+
+def _time_zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("expected a name of the tz database, like Asia/Shanghai or UTC") from None
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,9 @@ class GatewaySettings(RoleSettings):
         "PUSH_RECONCILE_SECONDS", 30.0, "seconds in which each session's inbox is swept once", seconds(0.1, 3600)
     )
     bad_frames: int = setting("PUSH_BAD_FRAMES", 30, "bad frames a minute that a session may send", whole(1))
+    chat_timezone: str = setting(
+        "PUSH_CHAT_TIMEZONE", "Asia/Shanghai", "time zone of the dates in the chat dialect", _time_zone
+    )
     drain_s: float = setting(
         "PUSH_DRAIN_SECONDS", 10.0, "seconds over which a drain closes sessions; 0: at once", seconds(0, 3600)
     )

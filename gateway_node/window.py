@@ -8,9 +8,17 @@ doubles with each try, a bounded number of tries; then it stays in the window, s
 A message is *known* while it is in the window and for a while after it left: a record that the bus brings twice is seen
 by that. (That the same message comes by replay and by record is seen by its order: see session.py.) Known ids are kept
 in two generations, each bounded.
+
+A message of an audience has the cursor that its acknowledgement moves; what is kept of it is the template, which all
+sessions share.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway_node.audience import Cursor
 
 _MOST_TRIES = 5
 _GENERATION = 64
@@ -18,24 +26,32 @@ _NEVER = float("inf")
 
 
 class Unacked:
-    """A message on its way. `due` is on the clock of the caller's `now`."""
+    """
+    A message on its way. `due` is on the clock of the caller's `now`.
 
-    __slots__ = ("due", "envelope", "expires_ms", "tries")
+    With a `cursor` it is an audience's, `order` its place there, and `envelope` a template. `in_inbox`: it lies in the
+    client's inbox.
+    """
 
-    def __init__(self, envelope: bytes, expires_ms: int, due: float) -> None:
+    __slots__ = ("cursor", "due", "envelope", "expires_ms", "in_inbox", "order", "tries")
+
+    def __init__(self, envelope: bytes, expires_ms: int, due: float, cursor: Cursor | None, order: int) -> None:
         self.envelope = envelope
         self.expires_ms = expires_ms
         self.due = due
+        self.cursor = cursor
+        self.order = order
+        self.in_inbox = cursor is None
         self.tries = 1
 
-    def next_try(self, now: float, timeout_s: float) -> tuple[bytes, ...]:
-        """What to send now: the envelope, or nothing when it was tried often enough."""
+    def tries_again(self, now: float, timeout_s: float) -> bool:
+        """Whether it is to be sent now: not when it was tried often enough."""
         if self.tries >= _MOST_TRIES:
             self.due = _NEVER
-            return ()
+            return False
         self.due = now + timeout_s * 2**self.tries
         self.tries += 1
-        return (self.envelope,)
+        return True
 
 
 class Recent:
@@ -82,6 +98,7 @@ class Written:
         self.bytes = 0
 
     def __len__(self) -> int:
+        """Those that lie in the inbox."""
         return len(self._ids)
 
     def knows(self, message_id: bytes) -> bool:
@@ -89,23 +106,39 @@ class Written:
 
     def has_room(self, size: int) -> bool:
         """An empty one takes any message."""
-        return not self._ids or self.bytes + size <= self._most_bytes
+        return not self.bytes or self.bytes + size <= self._most_bytes
 
     def is_half_empty(self) -> bool:
         """The next slice is pulled when the kernel took all of the last one."""
-        return not self._ids
+        return not self.bytes
 
-    def add(self, message_id: bytes, envelope: bytes, expires_ms: int, due: float) -> None:
-        self._ids.append(message_id)
+    def add(
+        self,
+        message_id: bytes,
+        envelope: bytes,
+        expires_ms: int,
+        due: float,
+        cursor: Cursor | None = None,
+        order: int = 0,
+    ) -> None:
+        if cursor is None:
+            self._ids.append(message_id)
         self._recent.add(message_id)
         self.bytes += len(envelope)
 
     def remember(self, message_id: bytes) -> None:
         self._recent.add(message_id)
 
-    def ack(self, message_id: bytes) -> bool:
+    def ack(self, message_id: bytes) -> Unacked | None:
         """An acknowledgement that was not asked for."""
-        return False
+        return None
+
+    def is_in_inbox(self, message_id: bytes) -> bool:
+        """A message that is known here came out of the inbox, too; whether that is still to be seen to."""
+        return message_id in self._ids
+
+    def first_order(self, cursor: Cursor) -> int:
+        return 0
 
     def take_all(self) -> list[bytes]:
         """The kernel took all of it: the ids."""
@@ -116,7 +149,10 @@ class Written:
     def keep_only(self, message_ids: set[bytes]) -> None:
         """Nothing of it is ever sent again."""
 
-    def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
+    def let_go(self, cursor: Cursor, order: int) -> None:
+        """Nothing of it is ever sent again."""
+
+    def due(self, now: float, now_ms: int, timeout_s: float) -> list[Unacked]:
         return []
 
     def age(self) -> None:
@@ -154,8 +190,16 @@ class Window:
         """Whether it is time to pull the next slice."""
         return 2 * len(self._unacked) <= self._most_messages and 2 * self.bytes <= self._most_bytes
 
-    def add(self, message_id: bytes, envelope: bytes, expires_ms: int, due: float) -> None:
-        self._unacked[message_id] = Unacked(envelope, expires_ms, due)
+    def add(
+        self,
+        message_id: bytes,
+        envelope: bytes,
+        expires_ms: int,
+        due: float,
+        cursor: Cursor | None = None,
+        order: int = 0,
+    ) -> None:
+        self._unacked[message_id] = Unacked(envelope, expires_ms, due, cursor, order)
         self.bytes += len(envelope)
         if due < self.next_due:
             self.next_due = due
@@ -166,30 +210,49 @@ class Window:
             self._recent = Recent()
         self._recent.add(message_id)
 
-    def ack(self, message_id: bytes) -> bool:
-        """It was acknowledged; whether it was in the window."""
+    def ack(self, message_id: bytes) -> Unacked | None:
+        """It was acknowledged; None: it was not in the window."""
         unacked = self._unacked.pop(message_id, None)
+        if unacked is not None:
+            self.bytes -= len(unacked.envelope)
+            self.remember(message_id)
+        return unacked
+
+    def is_in_inbox(self, message_id: bytes) -> bool:
+        """A message that is known here came out of the inbox, too; whether its acknowledgement is still to come."""
+        unacked = self._unacked.get(message_id)
         if unacked is None:
             return False
-        self.bytes -= len(unacked.envelope)
-        self.remember(message_id)
+        unacked.in_inbox = True
         return True
 
-    def keep_only(self, message_ids: set[bytes]) -> None:
-        """Let go of all others: they were acknowledged elsewhere."""
-        for message_id in [message_id for message_id in self._unacked if message_id not in message_ids]:
-            self.ack(message_id)
+    def first_order(self, cursor: Cursor) -> int:
+        """That of the cursor's oldest message in the window, 0 without one."""
+        return next((unacked.order for unacked in self._unacked.values() if unacked.cursor is cursor), 0)
 
-    def due(self, now: float, now_ms: int, timeout_s: float) -> list[bytes]:
-        """Envelopes to send again now; each gets its next time-out. Expired ones leave the window."""
-        again: list[bytes] = []
+    def keep_only(self, message_ids: set[bytes]) -> None:
+        """Of what came out of the inbox, let go of all others: they were acknowledged elsewhere."""
+        for message_id, unacked in list(self._unacked.items()):
+            if unacked.cursor is None and message_id not in message_ids:
+                self.ack(message_id)
+
+    def let_go(self, cursor: Cursor, order: int) -> None:
+        """Of an audience's messages, let go of those up to an order: they were acknowledged elsewhere."""
+        for message_id, unacked in list(self._unacked.items()):
+            if unacked.cursor is cursor and unacked.order <= order:
+                self.ack(message_id)
+
+    def due(self, now: float, now_ms: int, timeout_s: float) -> list[Unacked]:
+        """What to send again now; each gets its next time-out. Expired ones leave the window."""
+        again: list[Unacked] = []
         self.next_due = _NEVER
         for message_id, unacked in list(self._unacked.items()):
             if unacked.due <= now:
                 if unacked.expires_ms <= now_ms:
                     self.ack(message_id)
                     continue
-                again += unacked.next_try(now, timeout_s)
+                if unacked.tries_again(now, timeout_s):
+                    again.append(unacked)
             self.next_due = min(self.next_due, unacked.due)
         return again
 

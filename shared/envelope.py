@@ -40,9 +40,13 @@ _TO = b'","to":"'
 
 
 def business_template(
-    *, active_time_ms: int, sender: str, message_id: str, msg: bytes, request_id: str, trigger: Trigger
+    *, active_time_ms: int, sender: str, message_id: str, msg: bytes, request_id: str, trigger: Trigger, group: str = ""
 ) -> bytes:
-    """A business message with `sessionId` and `to` left empty. `msg` is JSON text, taken over byte for byte."""
+    """
+    A business message with `sessionId` and `to` left empty. `msg` is JSON text, taken over byte for byte.
+
+    `group`: the groupId of a message that goes to a group.
+    """
     head = b'{"activeTime":%d,"from":%b,"messageId":"%b","msg":%b,"requestId":%b,"sessionId":"","to":""' % (
         active_time_ms,
         orjson.dumps(sender),
@@ -50,6 +54,8 @@ def business_template(
         msg,
         orjson.dumps(request_id),
     )
+    if group:
+        return head + b',"trigger":%d,"msgType":1,"group":"%b"}' % (trigger, group.encode())
     return head + b',"trigger":%d,"msgType":1}' % trigger
 
 
@@ -107,6 +113,7 @@ def server_envelope(
     trigger: Trigger | None = None,
     result_msg: str | None = None,
     code: str | None = None,
+    group: str | None = None,
 ) -> bytes:
     """A frame that a node makes itself: connection, acknowledgement, heartbeat acknowledgement, error."""
     fields: dict[str, object] = {
@@ -124,4 +131,6 @@ def server_envelope(
         fields["resultMsg"] = result_msg
     if code is not None:
         fields["code"] = code
+    if group is not None:
+        fields["group"] = group
     return orjson.dumps(fields)

@@ -22,6 +22,8 @@ from calendar import timegm
 from random import getrandbits
 from typing import NewType
 
+MOST_NAME = 128
+
 ClientId = NewType("ClientId", str)
 NodeId = NewType("NodeId", str)
 SessionId = NewType("SessionId", str)
@@ -31,20 +33,30 @@ RequestId = NewType("RequestId", str)
 _CLIENT = re.compile(r"[A-Za-z0-9._\-:@]{1,128}\Z")
 _MESSAGE = re.compile(r"[0-9a-f]{32}\Z")
 _REQUEST = re.compile(r"[\x20-\x7e]{1,64}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NODE = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:_\[\]]+):([0-9]{1,5})\Z")
 _STAMP = re.compile(r"[0-9]{17}\Z")
 _NOT_IN_TOPIC = re.compile(r"[^A-Za-z0-9_-]")
 
 
-def client_id_fault(value: str) -> str | None:
-    """What is wrong with a clientId, in words for its sender; None when it is good."""
+def client_id_fault(value: str, what: str = "clientId") -> str | None:
+    """What is wrong with a clientId, or a groupId, in words for its sender; None when it is good."""
     if _CLIENT.match(value):
         return None
     if not value:
-        return "empty, a clientId has 1 to 128 characters"
+        return f"empty, a {what} has 1 to 128 characters"
     if len(value) > 128:
         return f"{len(value)} characters, at most 128"
-    return "a clientId may hold only A-Z a-z 0-9 . _ - : @"
+    return f"a {what} may hold only A-Z a-z 0-9 . _ - : @"
+
+
+def display_name_fault(value: str) -> str | None:
+    """What is wrong with a name that people read, a user's or a group's, in words; None when it is good."""
+    if len(value) > MOST_NAME:
+        return f"{len(value)} characters, at most {MOST_NAME}"
+    if _CONTROL.search(value):
+        return "it holds a control character"
+    return None
 
 
 def is_message_id(value: str) -> bool:

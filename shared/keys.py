@@ -16,6 +16,8 @@ on a single server it stays one call.
 | `{ns}:{{p}}:audience:<audience>`    | hash   | last, cut (orders), bytes; of a group: name, owner, created     |
 | `{ns}:{{p}}:members:<groupId>`      | set    | clientIds                                                       |
 | `{ns}:{{p}}:where:<groupId>`        | hash   | nodeId -> epoch: the nodes that host members                    |
+| `{ns}:{{p}}:profile:<clientId>`     | string | the client's userName; expires                                  |
+| `{ns}:{{p}}:sender:<messageId>`     | string | the clientId that a user's message is of; expires               |
 | `{ns}:{{nodes}}:ids`                | set    | nodeIds that hold or held a lease                              |
 | `{ns}:{{nodes}}:lease:<nodeId>`     | string | JSON: shared.registry.Lease; expires                           |
 | `{ns}:{{nodes}}:starts`             | zset   | `<nodeId> <epoch>` -> when its lease ends (epoch ms)            |
@@ -58,8 +60,10 @@ class Keys:
         "_lease",
         "_members",
         "_nodes",
+        "_profile",
         "_quota",
         "_route",
+        "_sender",
         "_sent",
         "_timeline",
         "_where",
@@ -83,6 +87,8 @@ class Keys:
         self._timeline = [f"{tag}timeline:" for tag in tags]
         self._members = [f"{tag}members:" for tag in tags]
         self._where = [f"{tag}where:" for tag in tags]
+        self._profile = [f"{tag}profile:" for tag in tags]
+        self._sender = [f"{tag}sender:" for tag in tags]
         self._nodes = nodes = f"{namespace}:{{nodes}}:"
         self._lease = f"{nodes}lease:"
         self.node_ids = f"{nodes}ids"
@@ -129,6 +135,13 @@ class Keys:
             self._members[partition] + audience,
             self._where[partition] + audience,
         )
+
+    def profile_and_route(self, client_id: str) -> tuple[str, str]:
+        partition = crc32(client_id.encode()) % PARTITIONS
+        return self._profile[partition] + client_id, self._route[partition] + client_id
+
+    def sender(self, message_id: str) -> str:
+        return self._sender[crc32(message_id.encode()) % PARTITIONS] + message_id
 
     def last(self, client_id: str) -> str:
         return self._last[crc32(client_id.encode()) % PARTITIONS] + client_id

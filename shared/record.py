@@ -7,9 +7,9 @@ The body of a node-topic record: NDJSON, one delivery a line. Pure.
 |----------|-----------------------------------|---------------------------------------------------------------|
 | direct   | whole, for one session            | delivers it; it lies in the client's inbox until acknowledged |
 | online   | whole, for one session            | delivers it; nothing is stored (`durable:false`)              |
-| everyone | a template                        | fills it for each session of the node                         |
 | close    | sessionId, code, reason           | closes that session                                           |
-| audience | a template                        | fills it for each session here of the audience                |
+| audience | a template                        | fills it for each session here of the audience; `order` is    |
+|          |                                   | the message's in the timeline (0: it is not stored)           |
 | member   | sessionId                         | reads the client's audiences again                            |
 
 A line of kind audience says more before its envelope: `"after"`, the order of the audience's message before this one;
@@ -24,6 +24,7 @@ the envelope travels as a JSON string instead, so that a line stays a line and `
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import IntEnum
 
 import msgspec
@@ -32,8 +33,12 @@ import orjson
 _EXPIRES = slice(11, 24)
 _ORDER = slice(34, 50)
 _KIND_AT = 60  # the first letter of the kind
-# By that letter: d(irect), o(nline), e(veryone), c(lose), a(udience), m(ember).
-_ENVELOPE_AT = {0x64: 79, 0x6F: 79, 0x65: 81, 0x63: 78, 0x61: 81, 0x6D: 79}
+_ENVELOPE_AT = {0x64: 79, 0x6F: 79, 0x63: 78, 0x6D: 79}  # by that letter: d(irect), o(nline), c(lose), m(ember)
+_AUDIENCE = 0x61
+_AFTER = slice(79, 95)
+_NAME_AT = 109
+_BUT = b'","but":"'
+_ENVELOPE = b'","envelope":'
 
 
 class Kind(IntEnum):
@@ -41,10 +46,21 @@ class Kind(IntEnum):
 
     DIRECT = 0x64
     ONLINE = 0x6F
-    EVERYONE = 0x65
     CLOSE = 0x63
     AUDIENCE = 0x61
     MEMBER = 0x6D
+
+
+@dataclass(frozen=True, slots=True)
+class AudienceLine:
+    """A line of kind audience."""
+
+    expires_ms: int
+    order: int
+    after: int
+    audience: str
+    but: bytes
+    template: bytes
 
 
 class Close(msgspec.Struct, frozen=True):
@@ -59,12 +75,20 @@ class BadLine(ValueError):
     """A line that is not a delivery; the lines around it are unharmed."""
 
 
-_HEADS = {kind: b',"kind":"%b","envelope":' % kind.name.lower().encode() for kind in Kind}
+_HEADS: dict[Kind, bytes] = {
+    kind: b',"kind":"%b","envelope":' % kind.name.lower().encode() for kind in Kind if kind is not Kind.AUDIENCE
+}
 
 
 def line_head(kind: Kind, expires_ms: int, order: int) -> bytes:
     """What stands before the envelope."""
     return b'{"expires":%013d,"order":"%016d"' % (expires_ms, order) + _HEADS[kind]
+
+
+def audience_head(expires_ms: int, order: int, after: int, audience: str, but: str) -> bytes:
+    """What stands before the template of a line of kind audience."""
+    head = b'{"expires":%013d,"order":"%016d","kind":"audience","after":"%016d"' % (expires_ms, order, after)
+    return head + f',"audience":"{audience}","but":"{but}","envelope":'.encode()
 
 
 def encode_line(head: bytes, envelope: bytes) -> bytes:
@@ -108,4 +132,30 @@ def decode_line(line: bytes) -> tuple[int, int, int, bytes]:
             return kind, expires, order, line[start:-1]
         return kind, expires, order, orjson.loads(line[start:-1]).encode()
     except (IndexError, KeyError, ValueError, AttributeError):
+        raise BadLine(f"a line of {len(line)} bytes is not a delivery") from None
+
+
+def is_audience(line: bytes) -> bool:
+    """Whether `decode_audience` is the one to read it."""
+    return len(line) > _KIND_AT and line[_KIND_AT] == _AUDIENCE
+
+
+def decode_audience(line: bytes) -> AudienceLine:
+    """Raises BadLine."""
+    try:
+        name_end = line.index(_BUT, _NAME_AT)
+        but_at = name_end + len(_BUT)
+        but_end = line.index(_ENVELOPE, but_at)
+        template = line[but_end + len(_ENVELOPE) : -1]
+        if template[0] != 0x7B:
+            template = orjson.loads(template).encode()
+        return AudienceLine(
+            int(line[_EXPIRES]),
+            int(line[_ORDER]),
+            int(line[_AFTER]),
+            line[_NAME_AT:name_end].decode(),
+            line[but_at:but_end],
+            template,
+        )
+    except (IndexError, ValueError, AttributeError):
         raise BadLine(f"a line of {len(line)} bytes is not a delivery") from None

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from shared.cursors import Memberships, read_memberships
 from shared.errors import StoreUnavailable
 from shared.inbox import SLICE, Slice, read_slice
 from shared.presence import Change, read_changes
@@ -37,6 +38,7 @@ _WITHDRAW_DRAIN = Script(_LUA / "withdraw_drain.lua")
 _DRAIN_REQUEST_S = 86_400
 _MOST_IN_DOUBT = 100_000
 _EMPTY = Slice(0, ())
+_NO_AUDIENCES = Memberships(0, {})
 
 
 class DrainState(msgspec.Struct, frozen=True):
@@ -108,23 +110,32 @@ class DrainAnswer:
 
 
 class Joining(msgspec.Struct, frozen=True):
-    """A session to be registered."""
+    """A session to be registered. `start`: where its client's cursor for everyone begins if it has none."""
 
     client_id: str
     session_id: str
     device: str = ""
+    start: int = 0
 
 
 class Joined(msgspec.Struct, frozen=True):
     """
-    A session that was registered: its inbox, and the sessions it replaced as (sessionId, epoch).
+    A session that was registered: its inbox, its client's audiences, the sessions it replaced as (sessionId, epoch).
 
     `outdated`: it was to be registered again, and a newer session has taken its place; nothing was done.
     """
 
     inbox: Slice
+    audiences: Memberships
     replaced: tuple[tuple[str, str], ...] = ()
     outdated: bool = False
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What the sweep finds: how often the client's memberships have changed, and messageIds of its inbox."""
+
+    version: int
+    message_ids: list[bytes]
 
 
 def _client_of(item: tuple[str, object]) -> str:
@@ -132,13 +143,11 @@ def _client_of(item: tuple[str, object]) -> str:
 
 
 def _joined(answer: list[Any]) -> Joined:
-    inbox, others, *_ = answer
+    inbox, others, audiences, _ = answer
     if inbox == -1:
-        return Joined(_EMPTY, outdated=True)
-    if not others:
-        return Joined(read_slice(inbox))
-    replaced = tuple((others[i].decode(), others[i + 1].decode()) for i in range(0, len(others), 2))
-    return Joined(read_slice(inbox), replaced)
+        return Joined(_EMPTY, _NO_AUDIENCES, outdated=True)
+    replaced = tuple((others[i].decode(), others[i + 1].decode()) for i in range(0, len(others), 2)) if others else ()
+    return Joined(read_slice(inbox), read_memberships(audiences), replaced)
 
 
 class Registry:
@@ -230,8 +239,8 @@ class Registry:
             names: list[str] = []
             args: list[str | int] = [*head]
             for session in some:
-                names += self._store.keys.session(session.client_id)[:4]
-                args += (session.session_id, session.device)
+                names += self._store.keys.session(session.client_id)
+                args += (session.session_id, session.device, f"{session.start:016d}")
             answers = await self._store.run(_REGISTER, names, args)
             self._tell(answer[-1] for answer in answers)
             return [_joined(answer) for answer in answers]
@@ -248,20 +257,21 @@ class Registry:
 
     async def check(
         self, epoch: str, sessions: Sequence[tuple[str, str]], *, grace_s: float
-    ) -> Sequence[list[bytes] | None]:
+    ) -> Sequence[Checked | None]:
         """
-        For each session (clientId, sessionId) the messageIds in its inbox older than `grace_s`.
+        Each session (clientId, sessionId) and the messages in its inbox older than `grace_s`.
 
         None: it is not registered with this epoch.
         """
 
-        async def check_some(some: Sequence[tuple[str, str]]) -> list[list[bytes] | None]:
+        async def check_some(some: Sequence[tuple[str, str]]) -> list[Checked | None]:
             names: list[str] = []
             for client_id, _ in some:
-                route, inbox, *_ = self._store.keys.session(client_id)
-                names += (route, inbox)
+                route, inbox, _, _, audiences = self._store.keys.session(client_id)
+                names += (route, inbox, audiences)
             args = (epoch, int(grace_s * 1000), *(session_id for _, session_id in some))
-            return [None if answer == -1 else answer for answer in await self._store.run(_CHECK, names, args)]
+            answers = await self._store.run(_CHECK, names, args)
+            return [None if answer == -1 else Checked(answer[0], answer[1:]) for answer in answers]
 
         return await self._store.split(sessions, _client_of, check_some)
 

@@ -173,6 +173,8 @@ class RoleSettings:
     create_topics: bool = setting("PUSH_CREATE_TOPICS", True, "0 where a site creates the fixed topics itself")
     presence: bool = setting("PUSH_PRESENCE", True, "off: sessions that come and go are not told on push-presence")
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
+    group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
+    client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))
     log_level: str = setting(
         "PUSH_LOG_LEVEL", "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")
     )

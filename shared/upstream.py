@@ -10,8 +10,12 @@ from __future__ import annotations
 import msgspec
 
 
-class UpstreamSend(msgspec.Struct, frozen=True):
-    """`active_time` in epoch ms. `msg` is the client's JSON text as it came."""
+class UpstreamSend(msgspec.Struct, frozen=True, omit_defaults=True):
+    """
+    `active_time` in epoch ms. `msg` is JSON text, the client's as it came or what its node made of it.
+
+    `to_groups`: groupIds, of which the sender is a member; `but`: a sessionId that gets nothing of what goes to these.
+    """
 
     message_id: str = msgspec.field(name="messageId")
     request_id: str = msgspec.field(name="requestId")
@@ -19,6 +23,8 @@ class UpstreamSend(msgspec.Struct, frozen=True):
     active_time: int = msgspec.field(name="activeTime")
     to: list[str]
     msg: msgspec.Raw
+    to_groups: list[str] = msgspec.field(name="toGroups", default_factory=list)
+    but: str = ""
 
 
 UPSTREAM_QUEUES = 4

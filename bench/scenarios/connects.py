@@ -34,7 +34,7 @@ async def run(bench: Bench) -> Result:
 async def _measure(bench: Bench) -> tuple[float, float, dict[str, float]]:
     count = _CLIENTS // 4 if bench.quick else _CLIENTS
     async with cluster(bench, auth="jwt") as parts:
-        gateway = await parts.gateway()
+        gateway = await parts.gateway(PUSH_CONNECT_RATE="0")
         options = parts.client_options(tokens=_WARM + count)
         async with wsload(parts.folder, gateway.port, "-c", _HANDSHAKES, *options) as clients:
             await clients.connect(_WARM)

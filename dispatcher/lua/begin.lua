@@ -2,7 +2,8 @@
 --
 -- KEYS  per send: sent
 -- ARGV  life of the record and of a claim in ms; per send: messageId, activeTime, fingerprint, claim
--- Gives per send: state, messageId, activeTime, answer ('' without one); the first's, where there was a first.
+-- Gives per send: state, messageId, activeTime, answer ('' without one); the first's, where there was a first; and 1 when
+-- there was, else 0.
 --   0 yours to send   1 done   2 another is at it   3 the first had another fingerprint
 --
 -- The record is a hash: id, at, fp; claim and until (epoch ms) while somebody is at it; answer when it is done. A claim
@@ -16,16 +17,16 @@ for i = 1, #KEYS do
   if not held[1] then
     redis.call('HSET', KEYS[i], 'id', id, 'at', at, 'fp', fp, 'claim', claim, 'until', now + ARGV[2])
     redis.call('PEXPIRE', KEYS[i], ARGV[1])
-    answers[i] = { 0, id, at, '' }
+    answers[i] = { 0, id, at, '', 0 }
   elseif held[3] ~= fp then
-    answers[i] = { 3, held[1], held[2], '' }
+    answers[i] = { 3, held[1], held[2], '', 1 }
   elseif held[6] then
-    answers[i] = { 1, held[1], held[2], held[6] }
+    answers[i] = { 1, held[1], held[2], held[6], 1 }
   elseif held[4] and held[4] ~= claim and tonumber(held[5]) > now then
-    answers[i] = { 2, held[1], held[2], '' }
+    answers[i] = { 2, held[1], held[2], '', 1 }
   else
     redis.call('HSET', KEYS[i], 'claim', claim, 'until', now + ARGV[2])
-    answers[i] = { 0, held[1], held[2], '' }
+    answers[i] = { 0, held[1], held[2], '', 1 }
   end
 end
 return answers

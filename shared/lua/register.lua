@@ -1,12 +1,13 @@
 -- Register sessions, then read their inboxes. In one script: see store.lua.
 -- slice.lua and presence.lua stand before it.
 --
--- KEYS  per session: route, inbox, last, device
+-- KEYS  per session: route, inbox, last, device, audiences
 -- ARGV  nodeId, epoch, most messages and most bytes of a slice, policy (multi, device, client), again (0, 1); per
---       session: sessionId, device
--- Gives per session a list: its slice (slice.lua), and the sessions it replaced: sessionId, epoch, ...; or instead of the
--- slice -1 when it was to be registered again and a newer session has taken its place. Last in the list: what changed in
--- the route (presence.lua). A session registered again that is in the route still is no change.
+--       session: sessionId, device, where the client's cursor for everyone begins if it has none (16 digits)
+-- Gives per session a list: its slice (slice.lua); the sessions it replaced: sessionId, epoch, ...; its client's audiences:
+-- audience, cursor, ...; or instead of the slice -1 when it was to be registered again and a newer session has taken its
+-- place. Last in the list: what changed in the route (presence.lua). A session registered again that is in the route
+-- still is no change.
 --
 -- A session that comes anew replaces what the policy has it replace. One that is registered again (its node was cut off
 -- from Redis) yields to a newer one: the stamp at the end of a sessionId tells which is newer.
@@ -49,14 +50,24 @@ local function yields(session_id, others)
   return false
 end
 
-local function register(route, inbox, last, device_key, session_id, device)
+-- Who is in no group and stays away for longer than anything is kept for him is forgotten.
+local function audiences_of(audiences, start)
+  redis.call('HSETNX', audiences, '*', start)
+  local all = redis.call('HGETALL', audiences)
+  if #all <= 4 then
+    redis.call('EXPIRE', audiences, 5184000)
+  end
+  return all
+end
+
+local function register(route, inbox, last, device_key, audiences, session_id, device, start)
   local changes = {}
   local replaced = rivals(route, device_key, session_id, device)
   if again and yields(session_id, replaced) then
     if redis.call('HDEL', route, session_id) == 1 then
       note(changes, route, 0, session_id)
     end
-    return { -1, {}, changes }
+    return { -1, {}, {}, changes }
   end
   local index = string.match(route, '^[^}]*}:') .. 'at:'
   for i = 1, #replaced, 2 do
@@ -72,12 +83,14 @@ local function register(route, inbox, last, device_key, session_id, device)
   if policy == 'device' then
     redis.call('HSET', device_key, device, session_id)
   end
-  return { slice(inbox, most, most_bytes, now), replaced, changes }
+  return { slice(inbox, most, most_bytes, now), replaced, audiences_of(audiences, start), changes }
 end
 
 local answers = {}
-for i = 1, #KEYS / 4 do
-  local k = 4 * i
-  answers[i] = register(KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[5 + 2 * i], ARGV[6 + 2 * i])
+for i = 1, #KEYS / 5 do
+  local k, a = 5 * i, 6 + 3 * i
+  answers[i] = register(
+    KEYS[k - 4], KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[a - 2], ARGV[a - 1], ARGV[a]
+  )
 end
 return answers

@@ -23,7 +23,7 @@ from pushfleet.local_valkey import LocalValkey
 from shared.ids import node_of_session
 from shared.inbox import Inbox, StoredMessage
 from shared.keys import partition_of
-from shared.registry import Held, Joined, Joining, Lease, Registry
+from shared.registry import Checked, Held, Joined, Joining, Lease, Registry
 from shared.store import Store
 
 NODE, OTHER = "10.0.0.1:9000", "10.0.0.2:9000"
@@ -247,8 +247,8 @@ async def test_a_check_tells_what_lies_in_the_inbox(store: Store) -> None:
     await register(store, "a", session)
     far = int(time.time() * 1000) + 60_000
     await inbox.store([("a", StoredMessage("1" * 32, far, b"{}")), ("b", StoredMessage("2" * 32, far, b"{}"))])
-    assert [[b"1" * 32], None] == await registry.check("e1", [("a", session), ("b", gone)], grace_s=0.0)
-    assert [[]] == await registry.check("e1", [("a", session)], grace_s=60.0)
+    assert [Checked(0, [b"1" * 32]), None] == await registry.check("e1", [("a", session), ("b", gone)], grace_s=0.0)
+    assert [Checked(0, [])] == await registry.check("e1", [("a", session)], grace_s=60.0)
     assert [None] == await registry.check("e2", [("a", session)], grace_s=0.0)
 
 
@@ -260,7 +260,7 @@ async def test_a_check_finds_messages_from_before_the_clock_stepped_back(store: 
     value = b"%016d%013d{}" % ((now_ms + 3_600_000) * 1000, now_ms + 7_200_000)
     inbox = store.keys.inbox("a")
     await store.redis.hset(inbox, mapping={"3" * 32: value, "#": str(len(value))})
-    assert [[b"3" * 32]] == await Registry(store).check("e1", [("a", session)], grace_s=60.0)
+    assert [Checked(0, [b"3" * 32])] == await Registry(store).check("e1", [("a", session)], grace_s=60.0)
 
 
 # -- against a model -----------------------------------------------------------------------------------------------

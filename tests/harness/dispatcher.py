@@ -23,7 +23,7 @@ import orjson
 from shared.bus import Bus, Record, TopicReader, open_bus
 from shared.ids import SessionIdMint, node_topic
 from shared.inbox import Inbox
-from shared.record import Kind, decode_line, split_lines
+from shared.record import Kind, decode_audience, decode_line, is_audience, split_lines
 from shared.registry import Joining, Lease, Registry
 from shared.store import Store
 from shared.upstream import UpstreamSend, encode_upstream, upstream_topic
@@ -112,17 +112,26 @@ async def running_dispatcher(redis_url: str, namespace: str, **environ: str) -> 
 
 
 class Delivery(msgspec.Struct):
-    """A line of a node's topic; `envelope` is its bytes."""
+    """A line of a node's topic; `envelope` is its bytes, `place` its order in the inbox or the timeline."""
 
     kind: str
     expires_ms: int
     place: int
     envelope: bytes
+    audience: str = ""
 
     @property
     def fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = orjson.loads(self.envelope)
         return fields
+
+
+def _delivery(line: bytes) -> Delivery:
+    if is_audience(line):
+        read = decode_audience(line)
+        return Delivery("audience", read.expires_ms, read.order, read.template, read.audience)
+    kind, expires_ms, place, envelope = decode_line(line)
+    return Delivery(Kind(kind).name.lower(), expires_ms, place, envelope)
 
 
 class FakeNode:
@@ -172,6 +181,16 @@ class FakeNode:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def until(self, kind: str, count: int) -> list[Delivery]:
+        """The lines of a kind, as soon as there are `count`."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                found = [line for line in self.lines if line.kind == kind]
+                if len(found) >= count:
+                    return found
+                self._changed.clear()
+                await self._changed.wait()
+
     async def close(self) -> None:
         if self._reading is not None and self._reader is not None:
             self._reading.cancel()
@@ -183,8 +202,7 @@ class FakeNode:
         while True:
             for record in await reader.fetch():
                 for line in split_lines(record.body):
-                    kind, expires_ms, place, envelope = decode_line(line)
-                    self.lines.append(Delivery(Kind(kind).name.lower(), expires_ms, place, envelope))
+                    self.lines.append(_delivery(line))
             reader.commit()
             self._changed.set()
 

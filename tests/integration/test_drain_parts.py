@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
-from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
+from gateway_node.neighbours import Neighbours
 from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.gate import Gate
-from gateway_node.window import Recent
 from pushfleet.local_valkey import LocalValkey
 from shared.bus import open_bus
-from shared.inbox import Inbox
 from shared.registry import Joining, Lease, Registry
 from shared.store import Store
 from tests.harness.connection import Layer
 from tests.harness.drain import DEADLINE_S
+from tests.harness.node_parts import node_parts
 
 NODE = "10.0.0.1:9000"
 
 
 async def test_it_waits_until_every_route_is_gone(valkey: LocalValkey, namespace: str) -> None:
     """Of thousands of sessions that have ended at once."""
-    store, settings, hub = Store(valkey.url, namespace=namespace), GatewaySettings(auth="off"), Hub()
+    store, settings = Store(valkey.url, namespace=namespace), GatewaySettings(auth="off")
+    parts = node_parts(store, settings)
+    hub = parts.hub
     bus = open_bus(valkey.url, namespace=namespace)
-    delivery = Delivery(hub, Inbox(store), settings, Recent())
-    eviction = Eviction(hub, bus, namespace=namespace)
+    eviction = Eviction(hub, Neighbours(bus, namespace=namespace))
     registry = Registry(store)
-    registration = Registration(NODE, lambda: "e1", hub, registry, settings, delivery, eviction)
+    registration = Registration(NODE, lambda: "e1", hub, registry, settings, parts.delivery, parts.audiences, eviction)
     sessions = [Joining(f"c{n}", f"{NODE}_c{n}_20260101000000000") for n in range(3000)]
     await registry.register(NODE, "e1", sessions, most=1, most_bytes=1)
     for joining in sessions:

@@ -17,7 +17,7 @@ from pushfleet.local_valkey import LocalValkey
 from shared.bus import Record, open_bus
 from shared.envelope import Trigger, business_template, fill_template
 from shared.errors import TopicMissing
-from shared.record import Kind, encode_line, join_lines, line_head
+from shared.record import Kind, audience_head, encode_line, join_lines, line_head
 from tests.harness.dispatcher import FakeNode, Site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -90,7 +90,7 @@ async def test_only_what_nobody_stored_goes_elsewhere(dead: Dead) -> None:
     await dead.publish(
         line(1, old, "alice"),
         line(2, old, "alice", Kind.DIRECT),
-        line(3, old, "alice", Kind.EVERYONE),
+        encode_line(audience_head(LATER_MS, 0, 0, "*", ""), envelope(3, old, "alice")),
         encode_line(line_head(Kind.CLOSE, LATER_MS, 0), b'{"sessionId":"%b","code":4003}' % old.encode()),
         line(4, old, "alice", expires_ms=now_ms - 1),
         b"not a line",

@@ -88,8 +88,10 @@ def test_operations_tells_every_metric() -> None:
 def test_the_protocol_tells_every_code(page: str) -> None:
     """The codes of bad frames, of the tree of errors, and of close frames."""
     text = (DOCS / page).read_text()
-    frames = (TOP / "gateway_node/client_frames.py").read_text() + (TOP / "gateway_node/gateway.py").read_text()
-    codes = set(re.findall(r'(?:BadFrame\(|_of\(incoming, |_fault\(data, )"(\w+)"', frames))
+    files = ("client_frames", "incoming", "chat", "gateway", "clerk", "membership")
+    frames = "".join((TOP / f"gateway_node/{file}.py").read_text() for file in files)
+    codes = set(re.findall(r'(?:BadFrame\(|Refused\(|incoming\.fault\(|_refuse\(errand, |return )"(\w+)"[,)]', frames))
+    assert {"not_json", "bad_frame", "not_registered", "group_limit", "unknown_group", "forbidden"} <= codes
     codes |= {error.code for error in error_tree(PushfleetError)} | {BodyTimeout.code}
     codes |= set(re.findall(r" = ([14]0\d\d)$", (TOP / "shared/errors.py").read_text(), re.MULTILINE))
     missing = {code for code in codes if not re.search(rf"\b{code}\b", text)}

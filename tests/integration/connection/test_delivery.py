@@ -16,10 +16,8 @@ import pytest
 import pytest_asyncio
 
 from gateway_node.delivery import Delivery
-from gateway_node.hub import Hub
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
-from gateway_node.window import Recent
 from pushfleet.local_valkey import LocalValkey
 from shared.envelope import Trigger, business_template, fill_template
 from shared.ids import MessageIdMint
@@ -27,6 +25,7 @@ from shared.inbox import Inbox, Slice, StoredMessage
 from shared.settings import load
 from shared.store import Store
 from tests.harness.connection import Node, Peer, soon, until
+from tests.harness.node_parts import node_parts
 
 CLIENT = "alice"
 SESSION = b"127.0.0.1:9000_alice_20261124000000000"
@@ -89,11 +88,12 @@ async def bench(
     """A window of four messages."""
     settings = load(GatewaySettings, {"PUSH_AUTH": "off", "PUSH_WINDOW_MESSAGES": "4"})
     store = Store(valkey.url, namespace=namespace)
-    inbox, hub = Inbox(store), Hub()
+    inbox = Inbox(store)
+    parts = node_parts(store, settings)
     peer = await node.opened()
     session = Session(SESSION, CLIENT, node.layer.connection, ack=request.param, expires_s=0.0, device="")
-    hub.add(session)
-    delivery = Delivery(hub, inbox, settings, Recent())
+    parts.hub.add(session)
+    delivery = parts.delivery
     yield Bench(peer, session, delivery, inbox)
     await delivery.close(1.0)
     await store.close()

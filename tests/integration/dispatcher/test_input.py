@@ -45,7 +45,7 @@ async def test_each_item_of_a_list_has_its_own_answer(caller: Caller, node: Fake
     assert "to[1]: expected a string, got a whole number" == items[1]["msg"]
     assert [None] * 3 == [item["messageId"] for item in items if not item["success"]]
     assert await node.lines_of(items[0]["messageId"])
-    assert "everyone" == (await node.lines_of(items[5]["messageId"]))[0].kind
+    assert "audience" == (await node.lines_of(items[5]["messageId"]))[0].kind
     assert [items[2]["messageId"]] == await site.held(bob)
 
 
@@ -69,7 +69,7 @@ async def test_a_thousand_items_are_taken_and_no_more(caller: Caller, site: Site
         (b"", "the body is not JSON"),
         (b'{"msg":1}', "to: required"),
         (b'{"to":["a","' + b"x" * 200 + b'"],"msg":1}', "to[1]: 200 characters, at most 128"),
-        (b'{"to":"a","msg":1,"toGroups":["g"]}', "toGroups: this version has no groups"),
+        (b'{"to":"a","msg":1,"toGroups":["a group"]}', "toGroups[0]: a groupId may hold only"),
         (b'{"to":"a","msg":1,"delay":3}', "delay: this version has no scheduled sends"),
         (b'{"to":"a","msg":' + b"[" * 65 + b"]" * 65 + b"}", "nested deeper than 64"),
     ],

@@ -177,7 +177,8 @@ async def test_send_to_all_is_one_line_a_node(caller: Caller, node: FakeNode, si
     assert (200, SUCCESS) == (answer.status, answer.text)
     for one in (node, other):
         (line,) = await one.lines_of(answer.message_id)
-        assert ("everyone", "", "") == (line.kind, line.fields["to"], line.fields["sessionId"])
+        assert ("audience", "*") == (line.kind, line.audience)
+        assert ("", "") == (line.fields["to"], line.fields["sessionId"])
         assert {"hello": "all"} == line.fields["msg"]
         assert line.fields["activeTime"] + 60_000 == line.expires_ms
     await other.release()

@@ -132,8 +132,9 @@ def test_optional_fields_are_taken() -> None:
         (body(requestId="x" * 65), "requestId"),
         (body(requestId="é"), "requestId"),
         (body(requestId="a\nb"), "requestId"),
-        (body(toGroups=["g"]), "toGroups"),
-        (body(toGroups="g"), "toGroups"),
+        (body(toGroups=["g", "no group"]), "toGroups[1]"),
+        (body(toGroups="no group"), "toGroups"),
+        (body(toGroups=["g"] * 101), "toGroups"),
         (body(delay=5), "delay"),
         (body(deliverAt=1_800_000_000_000), "deliverAt"),
         (body(ttl=0), "ttl"),
@@ -159,7 +160,7 @@ def test_a_fault_is_told_in_words() -> None:
     assert "to[3]: 200 characters, at most 128" == fault_of(body(to=["a", "b", "c", "x" * 200]))[2]
     assert "to[1]: expected a string, got a whole number" == fault_of(body(to=["a", 3]))[2]
     assert "colour: unknown field" == fault_of(body(colour="red"))[2]
-    assert "this version has no groups" in fault_of(body(toGroups=["g"]))[2]
+    assert "toGroups[1]: a groupId may hold only A-Z a-z 0-9 . _ - : @" == fault_of(body(toGroups=["g", "ü"]))[2]
     assert "this version has no scheduled sends" in fault_of(body(delay=3))[2]
 
 

@@ -9,15 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_node.client_frames import Ack, BadFrame, Business, Heartbeat, Register, parse_frame
+from gateway_node.client_frames import parse_frame
+from gateway_node.commands import Ack, Asked, BadFrame, Business, Command, Heartbeat, Register
 
 ID = "0" * 32
 
 
+def command(data: bytes) -> Command:
+    """What a frame of the envelope dialect asks for."""
+    asked = parse_frame(data)
+    assert asked.chat is False
+    return asked.command
+
+
 def test_business_frames_keep_msg_as_it_came() -> None:
     """A single target or a list; numbers beyond 64 bits and key order survive."""
-    frame = parse_frame(b'{"msgType":1,"to":"bob","msg":{"b":9223372036854775808, "a":1},"requestId":"r"}')
-    several = parse_frame(b'{"msgType":1,"to":["bob","eve"],"msg":null}')
+    frame = command(b'{"msgType":1,"to":"bob","msg":{"b":9223372036854775808, "a":1},"requestId":"r"}')
+    several = command(b'{"msgType":1,"to":["bob","eve"],"msg":null}')
 
     assert isinstance(frame, Business)
     assert frame.to == ["bob"]
@@ -28,18 +36,29 @@ def test_business_frames_keep_msg_as_it_came() -> None:
     assert bytes(several.msg) == b"null"
 
 
+def test_groups_beside_clients_or_without() -> None:
+    """Each group once."""
+    both = command(b'{"msgType":1,"to":"bob","toGroups":["g","h","g"],"msg":1}')
+    alone = command(b'{"msgType":1,"toGroups":["g"],"msg":1}')
+
+    assert isinstance(both, Business)
+    assert (["bob"], ("g", "h")) == (both.to, both.groups)
+    assert isinstance(alone, Business)
+    assert ([], ("g",)) == (alone.to, alone.groups)
+
+
 def test_acks_and_heartbeats() -> None:
     """One id or many."""
-    assert parse_frame(b'{"msgType":2,"messageId":"%b"}' % ID.encode()) == Ack([ID])
-    assert parse_frame(b'{"msgType":2,"messageIds":["%b","%b"]}' % (ID.encode(), ID.encode())) == Ack([ID, ID])
-    assert parse_frame(b'{"msgType":3}') == Heartbeat(None)
-    assert parse_frame(b'{"msgType":3,"messageId":"h1"}') == Heartbeat("h1")
+    assert command(b'{"msgType":2,"messageId":"%b"}' % ID.encode()) == Ack([ID])
+    assert command(b'{"msgType":2,"messageIds":["%b","%b"]}' % (ID.encode(), ID.encode())) == Ack([ID, ID])
+    assert command(b'{"msgType":3}') == Heartbeat(None)
+    assert command(b'{"msgType":3,"messageId":"h1"}') == Heartbeat("h1")
 
 
 def test_type_7_names_the_client() -> None:
     """The chat dialect's way to say who one is."""
     frame = parse_frame(b'{"type":7,"params":{"openid":"alice","userName":"Alice","loginStatus":"1"}}')
-    assert frame == Register("alice", "Alice", "1")
+    assert Asked(Register("alice", "Alice"), chat=True) == frame
 
 
 @pytest.mark.parametrize(
@@ -57,7 +76,10 @@ def test_type_7_names_the_client() -> None:
         (b'{"msgType":1,"to":["a","b c"],"msg":1}', "bad_frame", "to[1]: a clientId may hold only"),
         (b'{"msgType":1,"to":"a"}', "bad_frame", "msg: missing"),
         (b'{"msgType":1,"to":"a","msg":1,"requestId":""}', "bad_frame", "requestId: "),
-        (b'{"msgType":1,"to":"a","msg":1,"toGroups":["g"]}', "bad_frame", "toGroups: "),
+        (b'{"msgType":1,"to":"a","msg":1,"toGroups":"g"}', "bad_frame", "toGroups: expected a list"),
+        (b'{"msgType":1,"msg":1,"toGroups":["g",""]}', "bad_frame", "toGroups[1]: empty, a groupId"),
+        (b'{"msgType":1,"msg":1,"toGroups":["*"]}', "bad_frame", "toGroups[0]: a groupId may hold only"),
+        (b'{"msgType":1,"msg":1,"toGroups":%b}' % json.dumps(["g"] * 101).encode(), "too_many_targets", "101 groups"),
         (b'{"msgType":1,"to":%b,"msg":1}' % json.dumps(["a"] * 1001).encode(), "too_many_targets", "1001 targets"),
         (b'{"msgType":1,"to":"a","msg":%b}' % (b"[" * 64 + b"]" * 64), "too_deep", "deeper than 64"),
         (b'{"msgType":1,"to":"a","msg":%b}' % (b"[" * 50_000 + b"]" * 50_000), "too_deep", "deeper than 64"),
@@ -90,8 +112,8 @@ def test_nesting_of_64_is_allowed() -> None:
     """The frame is one level itself; brackets inside strings do not count."""
     deep = b"[" * 63 + b"]" * 63
     text = json.dumps("[{" * 100 + '\\"').encode()
-    assert isinstance(parse_frame(b'{"msgType":1,"to":"a","msg":%b}' % deep), Business)
-    assert isinstance(parse_frame(b'{"msgType":1,"to":"a","msg":%b}' % text), Business)
+    assert isinstance(command(b'{"msgType":1,"to":"a","msg":%b}' % deep), Business)
+    assert isinstance(command(b'{"msgType":1,"to":"a","msg":%b}' % text), Business)
 
 
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(str.encode)))
@@ -107,6 +129,7 @@ def test_any_bytes_are_a_frame_or_a_bad_frame(data: bytes) -> None:
         optional={
             "msgType": st.one_of(st.integers(-2, 5), st.text(max_size=2), st.none()),
             "type": st.integers(0, 20),
+            "toGroups": st.one_of(st.lists(st.text(max_size=3), max_size=2), st.none()),
             "to": st.one_of(st.text(max_size=5), st.lists(st.text(max_size=5), max_size=3), st.none()),
             "msg": st.one_of(st.none(), st.integers(), st.lists(st.booleans(), max_size=3)),
             "messageId": st.one_of(st.text(max_size=5), st.just(ID)),

@@ -45,6 +45,10 @@ def test_flags_win_over_the_environment() -> None:
         ("PUSH_NODE_HOST", "0.0.0.0", "a loopback address, or PUSH_INSECURE=1"),
         ("PUSH_LOG_LEVEL", "loud", "debug or info"),
         ("PUSH_SESSION_POLICY", "some", "multi or device or client"),
+        ("PUSH_CHAT_TIMEZONE", "Mars/Olympus", "a name of the tz database"),
+        ("PUSH_CHAT_TIMEZONE", "Asia", "a name of the tz database"),
+        ("PUSH_CHAT_TIMEZONE", "../etc/passwd", "a name of the tz database"),
+        ("PUSH_CHAT_TIMEZONE", "", "a name of the tz database"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_expected(variable: str, value: str, expected: str) -> None:

@@ -1,0 +1,40 @@
+"""
+Clearance: who sends to many sessions lets others have their turn in between, and waits while nothing is to be sent.
+
+That is while the sockets cannot keep up (pacing.py), and while the node's lease is not alive (lease.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway_node.delivery import Delivery
+from gateway_node.fanout import Fanout
+from gateway_node.lease import LeaseKeeper
+from gateway_node.pacing import Pacing
+
+
+class Clearance:
+    """Shared by all who send."""
+
+    __slots__ = ("_delivery", "_fanout", "_lease", "_pacing")
+
+    def __init__(self, lease: LeaseKeeper, pacing: Pacing, delivery: Delivery, fanout: Fanout) -> None:
+        self._lease = lease
+        self._pacing = pacing
+        self._delivery = delivery
+        self._fanout = fanout
+
+    async def turn(self) -> None:
+        """What else there is to do gets its turn."""
+        await asyncio.sleep(0)
+        await self.until_clear()
+
+    async def until_clear(self) -> None:
+        """Wait until more may be sent."""
+        self._pacing.handed_out = self._fanout.handed_out
+        if self._pacing.is_due():
+            await self._pacing.until_room()
+        if not self._lease.alive():
+            await self._lease.until_alive()
+        self._delivery.now = asyncio.get_running_loop().time()
