@@ -17,6 +17,7 @@ from tests.harness.dispatcher import Answer, Caller, FakeNode, Site, running_dis
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Name = Callable[[str], str]
+_addresses = itertools.count(1)
 SESSION = "10.0.0.9:9000_a_20260101000000000"
 
 
@@ -24,6 +25,13 @@ def problem(answer: Answer) -> tuple[int, str, str | None]:
     """Status, code and field."""
     assert "application/problem+json" == answer.headers["Content-Type"]
     return answer.status, answer.fields["code"], answer.fields.get("field")
+
+
+async def fresh_node(site: Site) -> FakeNode:
+    """One that lives, at an address that no other test has sessions at."""
+    node = site.silent_node(f"10.7.0.{next(_addresses)}:9000")
+    await node.lease()
+    return node
 
 
 async def test_a_session_of_a_dead_node_is_not_there(caller: Caller, site: Site, node: FakeNode, name: Name) -> None:
@@ -63,7 +71,7 @@ async def test_a_thousand_clients_in_one_call(caller: Caller, node: FakeNode, na
 
 async def test_a_node_that_started_a_moment_ago_counts(caller: Caller, site: Site, name: Name) -> None:
     """Its sessions are there though the table of nodes was read before."""
-    node = await site.node()
+    node = await fresh_node(site)
     client_id = name("early")
     session_id = await node.connect(client_id)
     assert session_id == (await caller.get(f"/v1/sessions/{session_id}")).fields["sessionId"]
@@ -73,7 +81,7 @@ async def test_a_node_that_started_a_moment_ago_counts(caller: Caller, site: Sit
 
 async def test_pages_of_a_crowded_partition(caller: Caller, site: Site, name: Name) -> None:
     """So many that Redis gives them slice by slice: each is there, pages are about as long as asked, and end."""
-    node = await site.node()
+    node = await fresh_node(site)
     crowd = (client_id for number in itertools.count() if partition_of(client_id := f"p{number}") == 7)
     names = list(itertools.islice(crowd, 600))
     stamp = "20260101000000000"
@@ -93,7 +101,7 @@ async def test_pages_of_a_crowded_partition(caller: Caller, site: Site, name: Na
 
 async def test_a_page_holds_that_nodes_sessions_alone(caller: Caller, site: Site, name: Name) -> None:
     """Not those that its clients have on others, nor what its index names though it has ended."""
-    node, other = await site.node(), await site.node()
+    node, other = await fresh_node(site), await fresh_node(site)
     client_id, gone = name("both"), name("gone")
     here, _ = await node.connect(client_id), await other.connect(client_id)
     ended = await node.connect(gone)
