@@ -29,16 +29,20 @@ def problem(answer: Answer) -> tuple[int, str, str | None]:
 
 async def fresh_node(site: Site) -> FakeNode:
     """One that lives, at an address that no other test has sessions at."""
-    node = site.silent_node(f"10.7.0.{next(_addresses)}:9000")
+    node = dead_node(site)
     await node.lease()
     return node
+
+
+def dead_node(site: Site) -> FakeNode:
+    return site.silent_node(f"10.7.0.{next(_addresses)}:9000")
 
 
 async def test_a_session_of_a_dead_node_is_not_there(caller: Caller, site: Site, node: FakeNode, name: Name) -> None:
     """Nor one with an epoch that its node had before: neither to look at nor to kick."""
     client_id = name("alice")
     living = await node.connect(client_id)
-    dead = await site.silent_node().connect(client_id)
+    dead = await dead_node(site).connect(client_id)
     earlier = await site.silent_node(node.node_id, "earlier").connect(client_id)
     answer = (await caller.get(f"/v1/clients/{client_id}")).fields
     assert [living] == [session["sessionId"] for session in answer["sessions"]]
@@ -53,7 +57,7 @@ async def test_a_session_of_a_dead_node_is_not_there(caller: Caller, site: Site,
 async def test_a_client_with_dead_sessions_alone_is_offline(caller: Caller, site: Site, name: Name) -> None:
     """Whatever its route says."""
     client_id = name("bob")
-    await site.silent_node().connect(client_id)
+    await dead_node(site).connect(client_id)
     answer = await caller.post("/v1/clients/online", json.dumps({"clientIds": [client_id]}).encode())
     assert {"online": {client_id: False}} == answer.fields
 
