@@ -30,25 +30,30 @@ end
 local function scan(cursor)
   local page = {}
   local count = math.max(1, math.floor(most / 2))
-  repeat
+  while true do
     local step = redis.call('SSCAN', members, cursor, 'COUNT', count)
-    local found = step[2]
-    if cursor == '0' and step[1] == '0' and (#found > most or behind ~= '') then
+    local following, found = step[1], step[2]
+    if cursor == '0' and following == '0' and (#found > most or behind ~= '') then
       return part_of(found)
     end
     if #page + #found <= most or (#page == 0 and count == 1) then
       for i = 1, #found do
         page[#page + 1] = found[i]
       end
-      cursor = step[1]
+      if following == '0' then
+        return '', '', page
+      end
+      cursor = following
+      if #page >= most then
+        return cursor, '', page
+      end
       count = math.max(1, math.floor((most - #page) / 2))
     elseif count == 1 then
       return cursor, '', page
     else
       count = 1
     end
-  until cursor == '0' or #page >= most
-  return cursor == '0' and '' or cursor, '', page
+  end
 end
 
 local cursor, last, page = scan(ARGV[1])
