@@ -164,14 +164,21 @@ async def leaves(role: Role) -> None:
     assert 0 == await role.stop()
 
 
+@pytest.fixture
+def bus_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(request.param).url
+    return url
+
+
 @pytest.mark.parametrize(
-    ("bus", "how", "most"), [("valkey", fails, 2), ("shared_rocketmq", fails, 2), ("valkey", leaves, 1)]
+    ("bus_url", "how", "most"),
+    [("valkey", fails, 2), ("shared_rocketmq", fails, 2), ("valkey", leaves, 1)],
+    indirect=["bus_url"],
 )
 async def test_another_dispatcher_goes_on(
-    request: pytest.FixtureRequest,
     valkey: LocalValkey,
     namespace: str,
-    bus: str,
+    bus_url: str,
     how: Callable[[Role], Awaitable[None]],
     most: int,
 ) -> None:
@@ -180,7 +187,6 @@ async def test_another_dispatcher_goes_on(
 
     Who was on the page under way at a kill may get it twice, under the same messageId.
     """
-    bus_url = request.getfixturevalue(bus).url
     async with running(valkey.url, bus_url, namespace, HERE[:100]) as site:
         away = AWAY[:900]
         await site.know(away)
