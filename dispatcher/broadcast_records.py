@@ -95,12 +95,15 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """What came of a page. `reached`: the clients to be remembered as reached."""
+    """
+    What came of a page. `reached`: the clients to be remembered as reached; with `forget` in place of those before.
+    """
 
     online: int = 0
     offline: int = 0
     failed: int = 0
     reached: tuple[str, ...] = ()
+    forget: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -204,7 +207,7 @@ class Broadcasts:
         now_ms = time.time_ns() // 1_000_000
         args = (
             *(token, broadcast_id, page, place, sent.online, sent.offline, sent.failed),
-            *(end, now_ms, _KEPT_MS, *sent.reached),
+            *(end, now_ms, _KEPT_MS, int(sent.forget), *sent.reached),
         )
         state = await self._store.run(_STEP, (hash_, running, key, reached), args)
         return "" if state is None else str(state.decode())

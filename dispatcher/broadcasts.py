@@ -224,7 +224,7 @@ class _Run:
         order = self._order(targets) if targets else None
         if order is not None:
             await self._patiently(lambda: self._send_page(order))
-        sent = _outcome(order, remember=len(self._about.groups) > 1)
+        sent = _outcome(order, *self._walk.to_remember(self._place, targets, place))
         state = await self._patiently(lambda: self._step(sent, place, DONE if place == END else ""))
         self._place = place
         self._pages += 1
@@ -235,7 +235,7 @@ class _Run:
 
     async def _next_page(self) -> tuple[list[str], str]:
         targets, place = await self._walk.page(self._place, self._most)
-        if targets and len(self._about.groups) > 1:
+        if targets:
             targets = await self._records.fresh(self._id, targets)
         return targets, place
 
@@ -295,13 +295,13 @@ def most_on_page(rate: int, size: int) -> int:
     return max(1, min(rate // _PAGES_A_SECOND, _MOST_ON_PAGE, _MOST_VOLUME // max(1, size)))
 
 
-def _outcome(order: Order | None, *, remember: bool) -> Sent:
+def _outcome(order: Order | None, reached: tuple[str, ...], forget: bool) -> Sent:
+    """`reached` and `forget`: see Sent."""
     if order is None:
-        return Sent()
+        return Sent(reached=reached, forget=forget)
     targets = order.send.targets
-    reached = targets if remember else ()
     if order.error is not None:  # not one that passes: the bus refuses the record
         _log.error("broadcast_page_failed", reason=str(order.error))
-        return Sent(failed=len(targets), reached=reached)
+        return Sent(failed=len(targets), reached=reached, forget=forget)
     online = len(targets) - len(order.offline)
-    return Sent(online, len(order.offline) - order.full, order.full, reached)
+    return Sent(online, len(order.offline) - order.full, order.full, reached, forget)

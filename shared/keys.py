@@ -29,7 +29,7 @@ on a single server it stays one call.
 | `{ns}:{{nodes}}:broadcasts`         | zset   | broadcastIds, by the alphabet: by the time they began           |
 | `{ns}:{{nodes}}:broadcasts-running` | set    | broadcastIds                                                    |
 | `{ns}:{{nodes}}:broadcast:<id>`     | hash   | dispatcher.broadcast_records; expires                           |
-| `{ns}:{{nodes}}:broadcast-reached:<id>` | set | clientIds it was sent to, if it goes to several groups; expires |
+| `{ns}:{{nodes}}:broadcast-reached:<id>` | set | clientIds it was sent to that may be met again; expires      |
 | `{ns}:{{nodes}}:broadcast-of:<caller>/<reqId>` | string | the broadcastId of a requestId; expires              |
 | `{ns}:{{nodes}}:lock:<name>`        | string | the token of who holds it; expires; `fence:<name>`: the last    |
 | `{ns}:{{p}}:sent:<caller>/<reqId>`  | hash   | idempotency: the first send of this requestId, and its answer  |

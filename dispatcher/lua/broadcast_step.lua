@@ -2,8 +2,8 @@
 --
 -- KEYS  broadcast, running, the lock, reached
 -- ARGV  the lock's token, broadcastId, number of the page (from 1), where the next one begins, online, offline,
---       failed, what it is from now on ('': it goes on), now (epoch ms), ms to keep it when it ends, clientIds to be
---       remembered as reached
+--       failed, what it is from now on ('': it goes on), now (epoch ms), ms to keep it when it ends, whether those who
+--       were reached before are forgotten (0, 1), clientIds to be remembered as reached
 -- Gives its state; nil when the lock is another's, or nothing is known of it. A page counts once, also one that was
 -- sent while the broadcast was aborted.
 if redis.call('GET', KEYS[3]) ~= ARGV[1] then
@@ -30,10 +30,13 @@ if ARGV[8] ~= '' then
   redis.call('DEL', KEYS[4])
   return ARGV[8]
 end
-for i = 11, #ARGV do
+if ARGV[11] == '1' then
+  redis.call('DEL', KEYS[4])
+end
+for i = 12, #ARGV do
   redis.call('SADD', KEYS[4], ARGV[i])
 end
-if #ARGV > 10 then
+if #ARGV > 11 then
   redis.call('PEXPIRE', KEYS[4], redis.call('PTTL', KEYS[1]))
 end
 return state
