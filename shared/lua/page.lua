@@ -33,7 +33,7 @@ local function page_of(set, from, most, behind)
   if of ~= here then
     cursor = '0'
   end
-  local page = {}
+  local page, begun = {}, false
   local count = math.max(1, math.floor(most / 2))
   repeat
     local step = redis.call('SSCAN', set, cursor, 'COUNT', count)
@@ -45,13 +45,13 @@ local function page_of(set, from, most, behind)
       for i = 1, #found do
         page[#page + 1] = found[i]
       end
-      cursor = step[1]
+      cursor, begun = step[1], true
       count = math.max(1, math.floor((most - #page) / 2))
     elseif count == 1 then
       return cursor .. '.' .. here, '', page
     else
       count = 1
     end
-  until cursor == '0' or #page >= most
+  until begun and cursor == '0' or #page >= most
   return cursor == '0' and '' or cursor .. '.' .. here, '', page
 end

@@ -9,6 +9,7 @@ import pytest
 from dispatcher.broadcast_records import DONE, EXPIRED, MOST_RUNNING, RUNNING, Broadcasts, Sent, Wish
 from dispatcher.broadcast_walk import END, Walk
 from dispatcher.lock import Lock
+from pushfleet.local_valkey import LocalValkey
 from shared.clients import KnownClients
 from shared.errors import Conflict, NotFound, Overloaded, WrongState
 from shared.groups import Groups
@@ -78,6 +79,50 @@ async def test_large_partitions_are_walked_whole(store: Store) -> None:
     pages = await walked(everyone(store), 100)
     assert sorted(names) == sorted(name for page in pages for name in page)
     assert max(map(len, pages)) <= 108
+
+
+async def test_a_set_has_all_its_pages_however_its_members_lie(store: Store) -> None:
+    """Also when the first step of a scan gives more than a page may hold."""
+    groups, names = Groups(store), [f"g{number}" for number in range(200)]
+    for name in names:
+        about, _, members, _ = store.keys.audience(name)
+        await store.redis.hset(about, "created", "1")
+        await store.redis.sadd(members, *(f"{name}-{number}" for number in range(200)))
+    for most in (3, 10):
+        for name in names:
+            pages = await walked(Walk((name,), groups, KnownClients(store)), most)
+            assert 200 == len({member for page in pages for member in page})
+
+
+async def test_a_walk_goes_on_after_a_restart_of_redis(private_valkey: LocalValkey) -> None:
+    """It scans anew what it was at, since a server places members anew: nobody is missed, however far it was."""
+    store = Store(private_valkey.url, namespace="t")
+    names = [name for name in (f"c{number}" for number in range(40_000)) if partition_of(name) == 7]
+    await register(store, *names)
+    walk = everyone(store)
+    seen: list[str] = []
+    place = ""
+    for most in (100, 200, 10_000):
+        page, place = await walk.page(place, most)
+        seen += page
+        private_valkey.kill()
+        await private_valkey.restart()
+        await store.ping()
+    assert END == place
+    assert set(names) == set(seen)
+    await store.close()
+
+
+async def test_whom_a_walk_may_meet_again(store: Store) -> None:
+    """Of everyone the clients of the partition that the next page begins in; of groups all, until the end."""
+    walk = everyone(store)
+    targets = [f"c{number}" for number in range(1000)]
+    of_two = tuple(name for name in targets if partition_of(name) == 2)
+    assert (of_two, True) == walk.to_remember("0:s5", targets, "2:s7")
+    assert (of_two, False) == walk.to_remember("2:s5", targets, "2:s7")
+    assert ((), True) == walk.to_remember("63:s5", targets, END)
+    both = Walk(("a", "b"), Groups(store), KnownClients(store))
+    assert (tuple(targets), False) == both.to_remember("0:s5", targets, "1:s7")
 
 
 async def test_who_is_forgotten_is_no_target(store: Store) -> None:
@@ -196,7 +241,9 @@ async def test_who_was_reached_is_remembered_while_it_runs(store: Store) -> None
     await records.step(id_, lock, 1, "0:s1", Sent(online=2, reached=("a", "b")))
     assert ["c", "d"] == await records.fresh(id_, ["a", "c", "b", "d"])
     assert 0 < await store.redis.ttl(reached) <= await store.redis.ttl(store.keys.broadcast(id_)[0]) + 1
-    await records.step(id_, lock, 2, END, Sent(), DONE)
+    await records.step(id_, lock, 2, "1:s1", Sent(reached=("c",), forget=True))
+    assert ["a", "d"] == await records.fresh(id_, ["a", "c", "d"])
+    await records.step(id_, lock, 3, END, Sent(), DONE)
     assert 0 == await store.redis.exists(reached)
 
 
