@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from shared.store import Store
-from tests.chaos.ledger import Fault
+from tests.chaos.ledger import Fault, Kind
 from tests.chaos.report import line
 from tests.chaos.rounds import Plan, play
 from tests.chaos.site import NAMESPACE, Site, running_site
@@ -30,12 +30,17 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 @pytest.mark.parametrize("plan", SHORT)
 async def test_nothing_is_lost_and_nothing_comes_under_two_ids(site: Site, plan: str) -> None:
-    """Under load: what was answered 200 arrives, at its client alone; all parts are whole again, all inboxes empty."""
+    """
+    Under load of all kinds: what was answered 200 arrives, where it is for alone, and under one id; all parts are whole
+    again, all inboxes empty, all cursors at the newest message.
+    """
     round_ = await play(site, Plan.read(plan))
     text = line(round_)
     assert round_.is_good, text
     assert round_.verdict.answered > 200, text
     assert 0 == round_.offline, text
+    totals = round_.verdict.totals
+    assert min(totals[Kind.GROUP]["answered"], totals[Kind.EVERYONE]["answered"]) > 200, (text, totals)
 
 
 async def test_a_message_that_is_taken_away_is_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +53,7 @@ async def test_a_message_that_is_taken_away_is_reported(site: Site, monkeypatch:
         other.front.black_hole()  # the client gets nothing and can go nowhere
     try:
         async with asyncio.timeout(30):
-            while not site.ledger.missing_of(victim.client_id):  # noqa: ASYNC110 - each answer may be the one
+            while not site.ledger.missing_of(victim.client_id, Kind.UNICAST):  # noqa: ASYNC110 - each answer may be the one
                 await asyncio.sleep(0.02)
         assert await store.redis.delete(store.keys.inbox(victim.client_id))
         await node.role.kill()  # with what it had in memory
