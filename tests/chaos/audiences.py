@@ -28,6 +28,7 @@ from tests.chaos.load import Sender
 
 _SIZES = (2, 6, 15, 30, 60)
 _PLAIN_IN_EACH = 2
+_SWING = 3
 _TO_EVERYONE = 0.15
 _TO_TWO_GROUPS = 0.2
 _TO_CLIENTS_TOO = 0.2
@@ -42,6 +43,7 @@ class Group:
     """
 
     group_id: str
+    size: int
     members: set[str]
     unclear: set[str] = field(default_factory=set)
     gone: dict[str, float] = field(default_factory=dict)
@@ -62,16 +64,11 @@ class Audiences:
         self._plain = frozenset(plain)
         self._open: dict[str, tuple[tuple[Group, ...], frozenset[str]]] = {}
         name = f"{random.randrange(2**32):08x}"
-        self.groups = [
-            Group(
-                f"g{name}-{size}",
-                {
-                    *random.sample(clients, min(size, len(clients))),
-                    *random.sample(plain, min(_PLAIN_IN_EACH, len(plain))),
-                },
-            )
-            for size in _SIZES
-        ]
+        self.groups = [self._draw(f"g{name}-{size}", min(size, len(clients))) for size in _SIZES]
+
+    def _draw(self, group_id: str, size: int) -> Group:
+        plain = random.sample(sorted(self._plain), min(_PLAIN_IN_EACH, len(self._plain)))
+        return Group(group_id, size + len(plain), {*random.sample(self._clients, size), *plain})
 
     async def create(self) -> None:
         """All groups, with their first members."""
@@ -111,14 +108,16 @@ class Audiences:
     # -- members -------------------------------------------------------------------------------------------------
 
     async def change(self) -> None:
-        """One client joins or leaves a group."""
+        """One client joins or leaves a group, which stays about as large as it was."""
         group = random.choice(self.groups)
-        client_id = random.choice(self._clients)
-        if client_id in group.changed or client_id in group.may:
+        joins = len(group.members) - group.size + random.randrange(-_SWING, _SWING) < 0
+        able = [each for each in self._clients if joins != (each in group.members)]
+        client_id = random.choice(able) if able else ""
+        if not client_id or client_id in group.changed or client_id in group.may:
             return
-        if client_id not in group.members:
+        if joins:
             await self._join(group, client_id)
-        elif len(group.members) > 2 and not self._ledger.missing_of(client_id):
+        elif not self._ledger.missing_of(client_id):
             await self._leave(group, client_id)
 
     def page_turned(self) -> None:
