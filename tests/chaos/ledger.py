@@ -222,10 +222,9 @@ class Ledger:
         if sent is not None and sent.arrived is not None and sent.session_id != session_id:
             self._stale += sent.arrived < self._resumed - _MARGIN_S
 
-    @property
-    def missing(self) -> int:
-        """Answered 200 and not arrived so far."""
-        return len(self._waiting)
+    def missing(self, before: float = _INF) -> int:
+        """Answered 200 before then, and not arrived so far."""
+        return sum((self.sends[key].must[client_id].answered or 0.0) < before for key, client_id in self._waiting)
 
     def missing_of(self, client_id: str, *kinds: Kind) -> int:
         """Of these kinds; of all if none is named."""

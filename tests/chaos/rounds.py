@@ -50,8 +50,8 @@ class Plan:
 class Round:
     """
     What became of it. `healed_s`: from the end of the fault until every part was healthy, every client had a session
-    and nothing was missing. `offline`: clients that a send then said not to be online. `problems`: what did not become
-    whole in time, in words.
+    and nothing was missing that was answered before it, or more than a second ago. `offline`: clients that a send then
+    said not to be online. `problems`: what did not become whole in time, in words.
     """
 
     plan: Plan
@@ -94,7 +94,7 @@ async def play(site: Site, plan: Plan) -> Round:
     except (AssertionError, TimeoutError, LocalRocketMQError, LocalValkeyError) as error:
         problems.append(f"{type(error).__name__} {error}")
     end = loop.time()
-    problems += await site.until_whole()
+    problems += await site.until_whole(end)
     healed = loop.time()
     await asyncio.sleep(_CALM_S)
     offline = -1 if problems else await site.sender.probe()

@@ -28,6 +28,8 @@ HEARTBEAT_TIMEOUT_S = 6.0
 _WHOLE_S = 90.0
 _SETTLED_S = 45.0
 _HEALTH_S = 2.0
+_ON_ITS_WAY_S = 1.0
+_INF = float("inf")
 _PLAIN = 10
 _CHANGES_A_SECOND = 1.0
 _SETTINGS = {
@@ -108,8 +110,12 @@ class Site:
         if len(urls) == len(parts):
             self.concerned |= {client.client_id for client in self.clients if client.url in urls}
 
-    async def until_whole(self) -> list[str]:
-        """Until every part is healthy, every client has a session and nothing is missing; else what is not so."""
+    async def until_whole(self, since: float = _INF) -> list[str]:
+        """
+        Until every part is healthy, every client has a session and nothing is missing; else what is not so.
+
+        `since` is for when the load goes on: what was answered after that, less than a second ago, may be on its way.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + _WHOLE_S
         while True:
@@ -117,7 +123,8 @@ class Site:
             away = sum(not client.connected for client in self.clients)
             faults += [f"{away} clients have no session"] * bool(away)
             # Last: nothing may be answered between this and the verdict.
-            faults += [f"{self.ledger.missing} messages are missing"] * bool(self.ledger.missing)
+            missing = self.ledger.missing(max(since, loop.time() - _ON_ITS_WAY_S))
+            faults += [f"{missing} messages are missing"] * bool(missing)
             if not faults or loop.time() > end:
                 return faults
             await asyncio.sleep(0.05)

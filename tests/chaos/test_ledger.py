@@ -91,7 +91,8 @@ def test_each_member_must_get_a_message_and_nobody_else_may() -> None:
     ledger.begun("everyone", ("a", "b", "c", "d"), 1.0, kind=Kind.EVERYONE)
     for key in ("group", "everyone"):
         ledger.answered(key, 2.0)
-    missing = ledger.missing, ledger.missing_of("c"), ledger.missing_of("c", Kind.GROUP), ledger.missing_of("plain")
+    assert (0, 7) == (ledger.missing(2.0), ledger.missing(2.1))
+    missing = ledger.missing(), ledger.missing_of("c"), ledger.missing_of("c", Kind.GROUP), ledger.missing_of("plain")
     for client_id in ("a", "b", "plain", "d"):
         ledger.arrived("group", client_id, "s", "1", 3.0)
     for client_id in ("a", "b", "c", "d"):
@@ -135,7 +136,7 @@ def test_who_changes_a_group_while_it_is_sent_to_counts_neither_way() -> None:
         ledger.may(key, "b")
     for key in ("to a leaver", "to a joiner", "to nobody"):
         ledger.answered(key, 2.0)
-    assert 0 == ledger.missing
+    assert 0 == ledger.missing()
     for key in ("to a joiner", "to nobody"):
         ledger.arrived(key, "b", "s", key, 3.0)
     verdict = ledger.close(FAULT)
