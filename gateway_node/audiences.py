@@ -309,7 +309,10 @@ class Audiences:
         """Read what is behind `head`, and send it to those who are live."""
         for audience in audiences:
             audience.filling = False
-            if audience.entering or not audience.has_live:
+            if audience.entering:
+                continue
+            if not audience.has_live:
+                self._enters.add(audience)  # nobody is sent what is missing: `head` goes on to the newest
                 continue
             head = audience.head
             (part,) = await self._timelines.read(
