@@ -25,6 +25,7 @@ from tests.harness.node_parts import Parts, node_parts
 
 CLIENT = "alice"
 SESSION = b"127.0.0.1:9000_alice_20261124000000000"
+_MORE_THAN_A_WRITE = 33_000
 _mint = MessageIdMint().mint
 
 
@@ -40,14 +41,14 @@ async def parts_of(store: Store) -> AsyncIterator[Parts]:
         await parts.close()
 
 
-async def add(timelines: Timelines, number: int) -> AudienceLine:
+async def add(timelines: Timelines, msg: str) -> AudienceLine:
     """A message to everyone; the line that goes to each node."""
     message_id, expires_ms = _mint(), time.time_ns() // 1_000_000 + 60_000
     template = business_template(
         active_time_ms=1,
         sender="s",
         message_id=message_id,
-        msg=b"%d" % number,
+        msg=orjson.dumps(msg),
         request_id="r",
         trigger=Trigger.HTTP,
     )
@@ -55,10 +56,10 @@ async def add(timelines: Timelines, number: int) -> AudienceLine:
     return AudienceLine(expires_ms, added.order, added.after, EVERYONE, b"", template)
 
 
-async def next_number(peer: Peer) -> int:
+async def receive(peer: Peer) -> str:
     _, payload = await peer.frame()
-    number: int = orjson.loads(payload)["msg"]
-    return number
+    msg: str = orjson.loads(payload)["msg"]
+    return msg
 
 
 @pytest.mark.parametrize("ack", [True, False], ids=["ack", "no ack"])
@@ -70,16 +71,46 @@ async def test_a_record_that_was_lost_while_nobody_was_here_holds_up_nobody_who_
     timelines = Timelines(store)
     try:
         async with parts_of(store) as parts:
-            lost = await add(timelines, 1)
+            lost = await add(timelines, "1")
             peer = await node.opened()
             session = Session(SESSION, CLIENT, node.layer.connection, ack=ack, expires_s=0.0, device="")
             parts.hub.add(session)
             parts.audiences.attach(session, Memberships(0, {EVERYONE: lost.order}))
-            line = await add(timelines, 2)
+            line = await add(timelines, "2")
             await parts.fanout.receive([line], parts.audiences.turn)
-            assert 2 == await next_number(peer)
-            line = await add(timelines, 3)
+            assert "2" == await receive(peer)
+            line = await add(timelines, "3")
             await parts.fanout.receive([line], parts.audiences.turn)
-            assert 3 == await next_number(peer)
+            assert "3" == await receive(peer)
+    finally:
+        await store.close()
+
+
+async def test_who_goes_live_between_two_writes_gets_nothing_twice(
+    node: Node, valkey: LocalValkey, namespace: str
+) -> None:
+    """It has read from the timeline what is being written to the others, who do not acknowledge either."""
+    store = Store(valkey.url, namespace=namespace)
+    timelines = Timelines(store)
+    large = ["a" * _MORE_THAN_A_WRITE, "b" * _MORE_THAN_A_WRITE]
+    peers, sessions = [], []
+    try:
+        async with parts_of(store) as parts:
+            for name in (b"first", b"second"):
+                peers.append(await node.opened())
+                sessions.append(Session(name, CLIENT, node.layer.connection, ack=False, expires_s=0.0, device=""))
+                parts.hub.add(sessions[-1])
+            parts.audiences.attach(sessions[0], Memberships(0, {EVERYONE: 0}))
+            lines = [await add(timelines, msg) for msg in large]
+
+            async def turn() -> None:
+                """The other client has just come, and reads the timeline."""
+                if not sessions[1].cursors:
+                    parts.audiences.attach(sessions[1], Memberships(0, {EVERYONE: 0}))
+                    await until(lambda: sessions[1].cursors[EVERYONE].live)
+
+            await parts.fanout.receive(lines, turn)
+            await parts.fanout.receive([await add(timelines, "3")], turn)
+            assert 2 * [[*large, "3"]] == [[await receive(peer) for _ in range(3)] for peer in peers]
     finally:
         await store.close()
