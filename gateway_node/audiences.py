@@ -278,6 +278,7 @@ class Audiences:
         for entry in part.entries:
             if entry.order <= cursor.read_to:
                 continue
+            window.share(entry.message_id, cursor, entry.order)
             if not (window.knows(entry.message_id) or entry.but == session.session_id or entry.expires_ms <= now_ms):
                 if not window.has_room(len(entry.template)):
                     self._want(cursor)

@@ -303,6 +303,7 @@ class Fanout:
             fresh: list[Message] = []
             for message in batch.messages:
                 if message.but == session.session_id or window.knows(message.message_id):
+                    window.share(message.message_id, cursor, message.order)
                     self._moves.mark(cursor)
                     continue
                 if not window.has_room(message.size):
