@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from dispatcher.member_lines import MemberLines
-from dispatcher.v1 import Call, Operation, Reply
+from dispatcher.v1 import Call, Operation, Reply, page_limit
 from shared.errors import BadRequest, NotFound
 from shared.groups import Changed, Group, Groups, group_name_fault
 from shared.ids import MessageIdMint, client_id_fault
@@ -208,10 +208,8 @@ class GroupsApi:
         return Reply(MembersChanged(group_id, count, []))
 
     async def _page(self, call: Call[None]) -> Reply:
-        cursor, limit = call.query.get("cursor", ""), call.query.get("limit", str(_PAGE))
-        if not (limit.isdecimal() and limit.isascii() and 1 <= int(limit[:9]) <= _MOST_ON_PAGE):
-            raise BadRequest(f"expected 1 to {_MOST_ON_PAGE}", field="limit")
-        members, following = await self._groups.members(call.params["groupId"], cursor, int(limit))
+        limit = page_limit(call.query, usual=_PAGE, most=_MOST_ON_PAGE)
+        members, following = await self._groups.members(call.params["groupId"], call.query.get("cursor", ""), limit)
         return Reply(MembersPage(members, following or None))
 
     async def _add(self, call: Call[MembersBody]) -> Reply:

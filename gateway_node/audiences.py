@@ -112,6 +112,18 @@ class Audiences:
 
     # -- sessions --------------------------------------------------------------------------------------------
 
+    async def prepare(self, names: Iterable[str]) -> None:
+        """Enter those that nobody here is in yet, before sessions are told that they are connected."""
+        new = [name for name in dict.fromkeys(names) if name not in self._by_name]
+        if not new:
+            return
+        epoch = self._place.epoch()
+        orders = await self._timelines.enter(self._place.node_id, epoch, new)
+        for name, order in zip(new, orders, strict=True):
+            if order != NO_SUCH_GROUP and epoch == self._place.epoch() and name not in self._by_name:
+                audience = self._by_name[name] = Audience(name)
+                self._entered(audience, order)
+
     def attach(self, session: Session, memberships: Memberships) -> None:
         """What Redis says of its client's audiences: when it is registered, and whenever that may have changed."""
         session.version = memberships.version

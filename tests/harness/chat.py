@@ -68,6 +68,11 @@ def _kind(frame: dict[str, Any]) -> int | None:
     return msg.get("type") if frame.get("msgType") == 1 and isinstance(msg, dict) else None
 
 
+def person(of: User, name: str, status: str = "1") -> dict[str, str]:
+    """As others see a user."""
+    return {"openid": of.client_id, "userName": name, "loginStatus": status}
+
+
 @asynccontextmanager
 async def user(cluster: Cluster, node: int, client_id: str, name: str = "") -> AsyncIterator[User]:
     """Named by its first frame, type 7; registered when entered."""

@@ -282,6 +282,14 @@ def test_dates_are_javas(zone: str, at_ms: int, text: str) -> None:
     assert text == chat.date(at_ms)
 
 
+def test_each_second_has_its_date() -> None:
+    """Though the last one is remembered."""
+    chat = Chat("UTC")
+    times = [chat.date(AT_MS + ms).split(" ")[3] for ms in (0, 999, 1000, 0)]
+
+    assert ["07:50:41", "07:50:41", "07:50:42", "07:50:41"] == times
+
+
 _JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(ID)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
