@@ -17,13 +17,14 @@ from gateway_node.pacing import Pacing
 class Clearance:
     """Shared by all who send."""
 
-    __slots__ = ("_delivery", "_fanout", "_lease", "_pacing")
+    __slots__ = ("_delivery", "_fanout", "_lease", "_one", "_pacing")
 
     def __init__(self, lease: LeaseKeeper, pacing: Pacing, delivery: Delivery, fanout: Fanout) -> None:
         self._lease = lease
         self._pacing = pacing
         self._delivery = delivery
         self._fanout = fanout
+        self._one = asyncio.Lock()
 
     async def turn(self) -> None:
         """What else there is to do gets its turn."""
@@ -34,7 +35,8 @@ class Clearance:
         """Wait until more may be sent."""
         self._pacing.handed_out = self._fanout.handed_out
         if self._pacing.is_due():
-            await self._pacing.until_room()
+            async with self._one:
+                await self._pacing.until_room()
         if not self._lease.alive():
             await self._lease.until_alive()
         self._delivery.now = asyncio.get_running_loop().time()

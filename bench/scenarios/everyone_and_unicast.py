@@ -1,6 +1,7 @@
 """
 Unicast while everyone is sent to: 200 messages a second to single clients of a node on which 20,000 others have
-sessions, first alone, then beside one send-to-all a second, then beside send-to-alls as fast as they are answered.
+sessions, first alone, then beside one send-to-all a second, then beside send-to-alls without a pause: the next leaves
+as the last but one has arrived, so the node is never done with them. (More than it can deliver: see `overload`.)
 
 The node has core 0. Half of the 20,000 acknowledge. Their load client gives way to the rest of core 1 (nice), so that
 what the latency shows is the node's work rather than theirs. The node answers `/healthz` in its event loop: the slowest
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from bench.cluster import Bench, Cluster, Role, cluster, measure
 from bench.processes import LOAD_CORE, Child, http_status
 from bench.results import Figure, Result
-from bench.tools import Numbers, Wsload, finish, httppub, wsload
+from bench.tools import Counter, Numbers, Wsload, finish, httppub, wsload
 
 _SESSIONS = 20_000
 _SINGLE = 50
@@ -36,7 +37,7 @@ _EVERYONE = '{"sendToAll":true,"msg":{"a":%q,"text":"%p"}}'
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """`rate`: send-to-alls a second; 0: as fast as they are answered, None: not one."""
+    """`rate`: send-to-alls a second; 0: as fast as they are delivered, None: not one."""
 
     what: str
     rate: int | None
@@ -45,7 +46,7 @@ class _Load:
 _LOADS = (
     _Load("without send-to-all", None),
     _Load("one send-to-all a second", 1),
-    _Load("send-to-all as fast as answered", 0),
+    _Load("send-to-alls without a pause", 0),
 )
 
 
@@ -63,11 +64,13 @@ async def run(bench: Bench) -> Result:
 async def _measure_bus(bench: Bench, bus: str, sessions: int) -> list[Figure]:
     figures: list[Figure] = []
     async with cluster(bench, bus=bus) as parts, AsyncExitStack() as stack:
-        gateway = await parts.gateway(PUSH_CONNECT_RATE="0")
-        dispatcher = await parts.dispatcher(LOAD_CORE)
+        gateway = await parts.gateway(PUSH_CONNECT_RATE="0", PUSH_LEASE="10")
+        dispatcher = await parts.dispatcher(LOAD_CORE, PUSH_LEASE="10")
         herd: list[Wsload] = []
+        counter = Counter(parts.folder / "count")
         for acks in (False, True):
             options = ["-R", "-S", "4", *(["-a"] if acks else ["-m", '"msgType":1}']), "-q", '"a":', "-z", "1000"]
+            options += ["-s", str(counter.path)] if acks else []
             path = f"/websocket?clientId={'a' if acks else 'p'}%d&ack={acks:d}"
             herd.append(await stack.enter_async_context(wsload(parts.folder, gateway.port, *options, "-P", path)))
             await herd[-1].connect(sessions // 2)
@@ -76,7 +79,7 @@ async def _measure_bus(bench: Bench, bus: str, sessions: int) -> list[Figure]:
         single = await stack.enter_async_context(wsload(parts.folder, gateway.port, *options))
         await single.connect(_SINGLE)
         for load in _LOADS:
-            figures += await _measure(_Site(bench, parts, gateway, dispatcher, herd, single, sessions), load)
+            figures += await _measure(_Site(bench, parts, gateway, dispatcher, herd, single, counter, sessions), load)
     return figures
 
 
@@ -88,6 +91,7 @@ class _Site:
     dispatcher: Role
     herd: list[Wsload]
     single: Wsload
+    counter: Counter
     sessions: int
 
 
@@ -133,6 +137,9 @@ async def _sending_to_everyone(site: _Site, load: _Load, seconds: float) -> Asyn
     parts = site.parts
     options = ["-P", "/message/send", "-b", _EVERYONE, "-c", "1", "-d", str(seconds), "-r", str(load.rate), "-w", "10"]
     options += ["-l", str(parts.padding('{"a":1000,"text":""}'))]
+    if not load.rate:
+        share = site.sessions // len(site.herd)
+        options += ["-s", str(site.counter.path), "-F", str(share), "-W", str(share)]
     async with httppub(parts.folder, site.dispatcher.port, *options, cores=LOAD_CORE) as sender:
         yield sender
 
