@@ -11,6 +11,7 @@ once more, under the same messageId.
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from time import monotonic
 
 from gateway_node.audience import Audience, Cursor
@@ -23,8 +24,8 @@ from shared.logs import get_log
 
 _LEAST_PAUSE_S = 0.1
 _PAUSE_SHARE = 9
-_BATCH = 512
-_TURN = 2000
+_BATCH = 256
+_TURN = 250
 _log = get_log("cursors")
 
 
@@ -99,9 +100,9 @@ class CursorMoves:
     async def _pass(self) -> None:
         await self._collect()
         while self._pending:
-            batch = dict(list(self._pending.items())[:_BATCH])
-            await self._move([(client, name, order) for (client, name), order in batch.items()])
-            for key, order in batch.items():
+            batch = list(islice(self._pending.items(), _BATCH))
+            await self._move([(client, name, order) for (client, name), order in batch])
+            for key, order in batch:
                 if self._pending.get(key) == order:
                     del self._pending[key]
 
