@@ -201,6 +201,8 @@ def _figures(
     name = f"{load.what}, {site.parts.bus}"
     more = {
         "longest ms": max(run["max_us"] for run in runs.latencies) / 1e3,
+        "HTTP answer p50 ms": sent["answer_p50_us"] / 1e3,
+        "HTTP answer p99 ms": sent["answer_p99_us"] / 1e3,
         "unicast refused": sent["non200"],
         "unicast missed": sent["gaps"],
         "gateway share of a core": sum(runs.gateway_s) / len(runs.gateway_s),
