@@ -14,7 +14,7 @@ from gateway_node.lease import LeaseKeeper
 from gateway_node.pacing import Pacing
 
 # What comes for one client is handed on from task to task, a turn of the loop each, from the bus's socket to the
-# client's. With one turn a slice it would wait for as many slices. A turn in which there is nothing to do costs 2 us.
+# client's. With one turn a slice it would wait for as many slices. A turn in which there is nothing to do costs a us.
 _TURNS = 8
 
 
