@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from dispatcher.sessions import LiveSession, Sessions
-from dispatcher.v1 import Call, Operation, Reply
+from dispatcher.v1 import Call, Operation, Reply, page_limit
 from shared.errors import BadRequest, NotFound
 from shared.ids import is_node_id, is_session_id, node_of_session, since_of_session
 from shared.logs import get_log
@@ -126,10 +126,8 @@ class SessionsApi:
         node_id = call.params["nodeId"]
         if not is_node_id(node_id):
             raise BadRequest("not a nodeId, ip:port", field="nodeId")
-        cursor, limit = call.query.get("cursor", ""), call.query.get("limit", str(_PAGE))
-        if not (limit.isdecimal() and limit.isascii() and 1 <= int(limit[:9]) <= _MOST_ON_PAGE):
-            raise BadRequest(f"expected 1 to {_MOST_ON_PAGE}", field="limit")
-        sessions, following = await self._sessions.at(node_id, cursor, int(limit[:9]))
+        limit = page_limit(call.query, usual=_PAGE, most=_MOST_ON_PAGE)
+        sessions, following = await self._sessions.at(node_id, call.query.get("cursor", ""), limit)
         return Reply(SessionsPage([session_answer(session) for session in sessions], following or None))
 
 

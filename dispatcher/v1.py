@@ -51,6 +51,14 @@ class Call(Generic[Body]):
     body: Body
 
 
+def page_limit(query: MultiMapping[str], *, usual: int, most: int) -> int:
+    """About how many a page is to hold: the query's `limit`. Raises BadRequest."""
+    limit = query.get("limit", str(usual))
+    if not (limit.isdecimal() and limit.isascii() and len(limit) <= 9 and 1 <= int(limit) <= most):
+        raise BadRequest(f"expected 1 to {most}", field="limit")
+    return int(limit)
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What is answered: a Struct, or whatever else msgspec encodes."""

@@ -112,6 +112,18 @@ class Audiences:
 
     # -- sessions --------------------------------------------------------------------------------------------
 
+    async def prepare(self, names: Iterable[str]) -> None:
+        """Enter those that nobody here is in yet, before sessions are told that they are connected."""
+        new = [name for name in dict.fromkeys(names) if name not in self._by_name]
+        if not new:
+            return
+        epoch = self._place.epoch()
+        orders = await self._timelines.enter(self._place.node_id, epoch, new)
+        for name, order in zip(new, orders, strict=True):
+            if order != NO_SUCH_GROUP and epoch == self._place.epoch() and name not in self._by_name:
+                audience = self._by_name[name] = Audience(name)
+                self._entered(audience, order)
+
     def attach(self, session: Session, memberships: Memberships) -> None:
         """What Redis says of its client's audiences: when it is registered, and whenever that may have changed."""
         session.version = memberships.version
@@ -266,6 +278,7 @@ class Audiences:
         for entry in part.entries:
             if entry.order <= cursor.read_to:
                 continue
+            window.share(entry.message_id, cursor, entry.order)
             if not (window.knows(entry.message_id) or entry.but == session.session_id or entry.expires_ms <= now_ms):
                 if not window.has_room(len(entry.template)):
                     self._want(cursor)
@@ -297,7 +310,10 @@ class Audiences:
         """Read what is behind `head`, and send it to those who are live."""
         for audience in audiences:
             audience.filling = False
-            if audience.entering or not audience.has_live:
+            if audience.entering:
+                continue
+            if not audience.has_live:
+                self._enters.add(audience)  # nobody is sent what is missing: `head` goes on to the newest
                 continue
             head = audience.head
             (part,) = await self._timelines.read(

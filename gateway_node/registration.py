@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from gateway_node.audiences import Audiences
 from gateway_node.backlog import Backlog
@@ -20,6 +21,7 @@ from gateway_node.hub import Hub
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from shared.batching import Batcher
+from shared.errors import StoreUnavailable
 from shared.registry import Joined, Joining, Registry
 
 _MOST_WAITING = 20_000
@@ -102,6 +104,8 @@ class Registration:
     async def _register(self, sessions: list[Session]) -> Sequence[Joined]:
         epoch = self._epoch()
         joined = await self._call(sessions, epoch, self._settings.window_messages, again=False)
+        with suppress(StoreUnavailable):  # then they are entered as soon as it is back
+            await self._audiences.prepare(name for each in joined for name in each.audiences.cursors)
         if epoch != self._epoch():  # the lease was lost meanwhile; the first slice is good all the same
             for session in sessions:
                 self._again.add(session)

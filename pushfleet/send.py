@@ -61,7 +61,7 @@ def meaning(send: Send, answer: Answer) -> str:
         return f"Nothing was sent: {answer.msg}. {_HINTS.get(answer.status_code, '')}".rstrip()
     absent = [str(one) for one in answer.content or []]
     if send.to_all:
-        return "Accepted: it goes to everyone who is online now."
+        return "Accepted: it goes to everyone; who is away gets it when it comes back."
     if not absent:
         return f"Accepted: {_names(send.to)} {_is(send.to)} online, it is on its way."
     names, others = _names(absent), len(send.to) - len(absent)

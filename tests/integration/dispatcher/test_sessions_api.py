@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,13 @@ import aiohttp
 import pytest
 
 from pushfleet.local_valkey import LocalValkey
+from shared.keys import partition_of
+from shared.registry import Joining
 from tests.harness.dispatcher import Answer, Caller, FakeNode, Site, running_dispatcher
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Name = Callable[[str], str]
+_addresses = itertools.count(1)
 SESSION = "10.0.0.9:9000_a_20260101000000000"
 
 
@@ -23,11 +27,22 @@ def problem(answer: Answer) -> tuple[int, str, str | None]:
     return answer.status, answer.fields["code"], answer.fields.get("field")
 
 
+async def fresh_node(site: Site) -> FakeNode:
+    """One that lives, at an address that no other test has sessions at."""
+    node = dead_node(site)
+    await node.lease()
+    return node
+
+
+def dead_node(site: Site) -> FakeNode:
+    return site.silent_node(f"10.7.0.{next(_addresses)}:9000")
+
+
 async def test_a_session_of_a_dead_node_is_not_there(caller: Caller, site: Site, node: FakeNode, name: Name) -> None:
     """Nor one with an epoch that its node had before: neither to look at nor to kick."""
     client_id = name("alice")
     living = await node.connect(client_id)
-    dead = await site.silent_node().connect(client_id)
+    dead = await dead_node(site).connect(client_id)
     earlier = await site.silent_node(node.node_id, "earlier").connect(client_id)
     answer = (await caller.get(f"/v1/clients/{client_id}")).fields
     assert [living] == [session["sessionId"] for session in answer["sessions"]]
@@ -42,7 +57,7 @@ async def test_a_session_of_a_dead_node_is_not_there(caller: Caller, site: Site,
 async def test_a_client_with_dead_sessions_alone_is_offline(caller: Caller, site: Site, name: Name) -> None:
     """Whatever its route says."""
     client_id = name("bob")
-    await site.silent_node().connect(client_id)
+    await dead_node(site).connect(client_id)
     answer = await caller.post("/v1/clients/online", json.dumps({"clientIds": [client_id]}).encode())
     assert {"online": {client_id: False}} == answer.fields
 
@@ -60,12 +75,43 @@ async def test_a_thousand_clients_in_one_call(caller: Caller, node: FakeNode, na
 
 async def test_a_node_that_started_a_moment_ago_counts(caller: Caller, site: Site, name: Name) -> None:
     """Its sessions are there though the table of nodes was read before."""
-    node = await site.node()
+    node = await fresh_node(site)
     client_id = name("early")
     session_id = await node.connect(client_id)
     assert session_id == (await caller.get(f"/v1/sessions/{session_id}")).fields["sessionId"]
     page = (await caller.get(f"/v1/nodes/{node.node_id}/sessions")).fields
     assert ([session_id], None) == ([session["sessionId"] for session in page["sessions"]], page["cursor"])
+
+
+async def test_pages_of_a_crowded_partition(caller: Caller, site: Site, name: Name) -> None:
+    """So many that Redis gives them slice by slice: each is there, pages are about as long as asked, and end."""
+    node = await fresh_node(site)
+    crowd = (client_id for number in itertools.count() if partition_of(client_id := f"p{number}") == 7)
+    names = list(itertools.islice(crowd, 600))
+    stamp = "20260101000000000"
+    joining = [Joining(client_id, f"{node.node_id}_{client_id}_{stamp}") for client_id in names]
+    await site.registry.register(node.node_id, node.epoch, joining, most=1, most_bytes=1)
+    found: list[str] = []
+    cursor: str | None = ""
+    count = 0
+    while cursor is not None:
+        page = (await caller.get(f"/v1/nodes/{node.node_id}/sessions", limit="20", cursor=cursor)).fields
+        found += [session["clientId"] for session in page["sessions"]]
+        assert len(page["sessions"]) <= 40
+        cursor, count = page["cursor"], count + 1
+    assert set(names) == set(found)
+    assert 15 <= count <= 31
+
+
+async def test_a_page_holds_that_nodes_sessions_alone(caller: Caller, site: Site, name: Name) -> None:
+    """Not those that its clients have on others, nor what its index names though it has ended."""
+    node, other = await fresh_node(site), await fresh_node(site)
+    client_id, gone = name("both"), name("gone")
+    here, _ = await node.connect(client_id), await other.connect(client_id)
+    ended = await node.connect(gone)
+    await site.store.redis.hdel(site.store.keys.route(gone), ended)
+    page = (await caller.get(f"/v1/nodes/{node.node_id}/sessions")).fields
+    assert [here] == [session["sessionId"] for session in page["sessions"]]
 
 
 @pytest.mark.parametrize(
