@@ -278,6 +278,7 @@ class Audiences:
         for entry in part.entries:
             if entry.order <= cursor.read_to:
                 continue
+            window.share(entry.message_id, cursor, entry.order)
             if not (window.knows(entry.message_id) or entry.but == session.session_id or entry.expires_ms <= now_ms):
                 if not window.has_room(len(entry.template)):
                     self._want(cursor)
@@ -309,7 +310,10 @@ class Audiences:
         """Read what is behind `head`, and send it to those who are live."""
         for audience in audiences:
             audience.filling = False
-            if audience.entering or not audience.has_live:
+            if audience.entering:
+                continue
+            if not audience.has_live:
+                self._enters.add(audience)  # nobody is sent what is missing: `head` goes on to the newest
                 continue
             head = audience.head
             (part,) = await self._timelines.read(

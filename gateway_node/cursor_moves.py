@@ -3,14 +3,16 @@ Cursor moves: what clients acknowledged of their audiences, to Redis in batches.
 
 A cursor that may have moved is marked. One pass works out where the marked ones stand and tells Redis; what comes
 meanwhile is for the next one. A pass begins no sooner than nine times as long behind the last one as that took, and a
-tenth of a second at least: however much is acknowledged, Redis is kept busy a tenth of the time. Where a session ends
-is told at once: its client may come back in a moment. What a node that is killed had not told costs messages that come
-once more, under the same messageId.
+tenth of a second at least: however much is acknowledged, Redis is kept busy a tenth of the time. A call that hung (a
+link was cut off, and it was tried again for seconds) kept nobody busy: of each no more than a tenth of a second counts.
+Where a session ends is told at once: its client may come back in a moment. What a node that is killed had not told
+costs messages that come once more, under the same messageId.
 """
 
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from time import monotonic
 
 from gateway_node.audience import Audience, Cursor
@@ -23,8 +25,9 @@ from shared.logs import get_log
 
 _LEAST_PAUSE_S = 0.1
 _PAUSE_SHARE = 9
-_BATCH = 512
-_TURN = 2000
+_MOST_BUSY_S = 0.1
+_BATCH = 256
+_TURN = 250
 _log = get_log("cursors")
 
 
@@ -68,11 +71,10 @@ class CursorMoves:
                 self._settled.set()
                 self._work.clear()
             await self._work.wait()
-            began = monotonic()
             try:
-                await self._pass()
+                busy_s = await self._pass()
                 backoff.reset()
-                await asyncio.sleep(max(_LEAST_PAUSE_S, _PAUSE_SHARE * (monotonic() - began)))
+                await asyncio.sleep(max(_LEAST_PAUSE_S, _PAUSE_SHARE * busy_s))
             except Unavailable:
                 await asyncio.sleep(backoff.next_s())
             except Exception:
@@ -96,14 +98,20 @@ class CursorMoves:
         self._settled.clear()
         self._work.set()
 
-    async def _pass(self) -> None:
+    async def _pass(self) -> float:
+        """For how many seconds it kept somebody busy."""
+        began = monotonic()
         await self._collect()
+        busy_s = monotonic() - began
         while self._pending:
-            batch = dict(list(self._pending.items())[:_BATCH])
-            await self._move([(client, name, order) for (client, name), order in batch.items()])
-            for key, order in batch.items():
+            batch = list(islice(self._pending.items(), _BATCH))
+            began = monotonic()
+            await self._move([(client, name, order) for (client, name), order in batch])
+            busy_s += min(_MOST_BUSY_S, monotonic() - began)
+            for key, order in batch:
                 if self._pending.get(key) == order:
                     del self._pending[key]
+        return busy_s
 
     async def _move(self, moves: list[tuple[str, str, int]]) -> None:
         CURSORS_MOVED.inc(await self._cursors.move(moves))

@@ -146,6 +146,8 @@ class Delivery:
                 self.retirements.add((client_id, key))
             if unacked.cursor is not None:
                 self._moves.mark(unacked.cursor)
+            for cursor, _ in unacked.shared:
+                self._moves.mark(cursor)
         if not len(window):
             self._unacked.discard(session)
         self._pull_if_ready(session)

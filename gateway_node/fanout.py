@@ -29,7 +29,8 @@ from shared.record import AudienceLine
 _MOST_BYTES_A_WRITE = 32 << 10
 _LEAST_BYTES_A_WRITE = 1 << 10
 _BYTES_A_TURN = 2 << 20
-_SESSIONS_A_TURN = 250
+_PLAIN_A_TURN = 250  # sessions
+_HELD_A_TURN = 125  # those with a window cost twice as much, and acknowledgements come back
 
 Turn = Callable[[], Awaitable[None]]
 Write = Callable[[Audience, Sequence[Session], "Batch"], None]
@@ -196,13 +197,15 @@ class Fanout:
     async def _send_all(self, audience: Audience, messages: Sequence[Message], turn: Turn) -> None:
         audience.head = messages[-1].order
         now_ms = time.time_ns() // 1_000_000
+        turned = False
         for batch in self._batches([message for message in messages if message.expires_ms > now_ms]):
             first = batch.messages[0].order
             if audience.plain:
                 write = self._write_group if audience.is_group else self._write_plain
-                await self._slices(audience, list(audience.plain), batch, write, turn, first)
+                turned = await self._slices(audience, list(audience.plain), batch, write, turn, first, turned)
             if audience.acking:
-                await self._slices(audience, list(audience.acking), batch, self._write_acking, turn, first)
+                write = self._write_acking
+                turned = await self._slices(audience, list(audience.acking), batch, write, turn, first, turned)
             audience.done = batch.messages[-1].order
         audience.done = audience.head
         if audience.plain:
@@ -229,16 +232,24 @@ class Fanout:
         return batches
 
     async def _slices(
-        self, audience: Audience, sessions: list[Session], batch: Batch, write: Write, turn: Turn, first: int
-    ) -> None:
+        self,
+        audience: Audience,
+        sessions: list[Session],
+        batch: Batch,
+        write: Write,
+        turn: Turn,
+        first: int,
+        turned: bool = False,
+    ) -> bool:
         """
-        Write to these sessions, a slice a turn.
+        Write to these sessions, a slice a turn; whether others had their turn since the first batch (`turned`: before).
 
         `first`: the order of the first message. Behind a turn sessions that are not live any more, or have the messages
-        already, are passed over. 0: it is for whoever is there.
+        already (they went live with `head`, which is that of the last batch), are passed over. 0: it is for whoever is
+        there.
         """
-        a_turn = max(1, min(_SESSIONS_A_TURN, _BYTES_A_TURN // batch.size))
-        turned = False
+        most = _PLAIN_A_TURN if write == self._write_plain else _HELD_A_TURN
+        a_turn = max(1, min(most, _BYTES_A_TURN // batch.size))
         if self.handed_out + batch.size > self._turn_at:
             await turn()
             turned = True
@@ -255,6 +266,7 @@ class Fanout:
             if turned and first:
                 some = [session for session in some if audience.wants(session, first)]
             write(audience, some, batch)
+        return turned
 
     def _write_plain(self, audience: Audience, sessions: Sequence[Session], batch: Batch) -> None:
         """To sessions that do not acknowledge."""
@@ -293,6 +305,7 @@ class Fanout:
             fresh: list[Message] = []
             for message in batch.messages:
                 if message.but == session.session_id or window.knows(message.message_id):
+                    window.share(message.message_id, cursor, message.order)
                     self._moves.mark(cursor)
                     continue
                 if not window.has_room(message.size):

@@ -10,7 +10,8 @@ by that. (That the same message comes by replay and by record is seen by its ord
 in two generations, each bounded.
 
 A message of an audience has the cursor that its acknowledgement moves; what is kept of it is the template, which all
-sessions share.
+sessions share. One that goes to several groups of the client, or to it and its group, is *shared*: it is sent once, and
+holds back all these cursors, as the membership by which it came first may end before it is acknowledged.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Unacked:
     A message on its way. `due` is on the clock of the caller's `now`.
 
     With a `cursor` it is an audience's, `order` its place there, and `envelope` a template. `in_inbox`: it lies in the
-    client's inbox.
+    client's inbox. `shared`: the cursors of other audiences that it went to, and its order in each.
     """
 
-    __slots__ = ("cursor", "due", "envelope", "expires_ms", "in_inbox", "order", "tries")
+    __slots__ = ("cursor", "due", "envelope", "expires_ms", "in_inbox", "order", "shared", "tries")
 
     def __init__(self, envelope: bytes, expires_ms: int, due: float, cursor: Cursor | None, order: int) -> None:
         self.envelope = envelope
@@ -42,7 +43,14 @@ class Unacked:
         self.cursor = cursor
         self.order = order
         self.in_inbox = cursor is None
+        self.shared: tuple[tuple[Cursor, int], ...] = ()
         self.tries = 1
+
+    def order_by(self, cursor: Cursor) -> int:
+        """Its order in the cursor's audience; 0: it did not go there."""
+        if self.cursor is cursor:
+            return self.order
+        return next((order for other, order in self.shared if other is cursor), 0)
 
     def tries_again(self, now: float, timeout_s: float) -> bool:
         """Whether it is to be sent now: not when it was tried often enough."""
@@ -137,6 +145,9 @@ class Written:
         """A message that is known here came out of the inbox, too; whether that is still to be seen to."""
         return message_id in self._ids
 
+    def share(self, message_id: bytes, cursor: Cursor, order: int) -> None:
+        """The kernel has it, or will have it before what comes next."""
+
     def first_order(self, cursor: Cursor) -> int:
         return 0
 
@@ -162,13 +173,14 @@ class Written:
 class Window:
     """See the module. Ids are 32 hex digits as bytes."""
 
-    __slots__ = ("_most_bytes", "_most_messages", "_recent", "_unacked", "bytes", "next_due")
+    __slots__ = ("_most_bytes", "_most_messages", "_recent", "_shared", "_unacked", "bytes", "next_due")
 
     def __init__(self, most_messages: int, most_bytes: int) -> None:
         self._most_messages = most_messages
         self._most_bytes = most_bytes
         self._unacked: dict[bytes, Unacked] = {}
         self._recent: Recent | None = None
+        self._shared = 0
         self.bytes = 0
         self.next_due = _NEVER  # nothing is due before it
 
@@ -215,6 +227,7 @@ class Window:
         unacked = self._unacked.pop(message_id, None)
         if unacked is not None:
             self.bytes -= len(unacked.envelope)
+            self._shared -= bool(unacked.shared)
             self.remember(message_id)
         return unacked
 
@@ -226,8 +239,18 @@ class Window:
         unacked.in_inbox = True
         return True
 
+    def share(self, message_id: bytes, cursor: Cursor, order: int) -> None:
+        """A message that is known here went to this cursor's audience, too."""
+        unacked = self._unacked.get(message_id)
+        if unacked is not None and not unacked.order_by(cursor):
+            self._shared += not unacked.shared
+            unacked.shared = (*unacked.shared, (cursor, order))
+
     def first_order(self, cursor: Cursor) -> int:
         """That of the cursor's oldest message in the window, 0 without one."""
+        if self._shared:  # then they lie in no order
+            orders = (unacked.order_by(cursor) for unacked in self._unacked.values())
+            return min((order for order in orders if order), default=0)
         return next((unacked.order for unacked in self._unacked.values() if unacked.cursor is cursor), 0)
 
     def keep_only(self, message_ids: set[bytes]) -> None:
@@ -239,7 +262,7 @@ class Window:
     def let_go(self, cursor: Cursor, order: int) -> None:
         """Of an audience's messages, let go of those up to an order: they were acknowledged elsewhere."""
         for message_id, unacked in list(self._unacked.items()):
-            if unacked.cursor is cursor and unacked.order <= order:
+            if 0 < unacked.order_by(cursor) <= order:
                 self.ack(message_id)
 
     def due(self, now: float, now_ms: int, timeout_s: float) -> list[Unacked]:

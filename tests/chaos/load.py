@@ -29,22 +29,21 @@ _BULK = "x" * 60_000
 
 class Sender:
     """
-    Sends batches at a steady pace, each item tried until it is answered 200.
+    Sends at a steady pace, each item tried until it is answered 200.
 
-    Clients in `bulk` get large messages. `pause` lets what is under way be answered and sends no more until `resume`.
+    Clients in `bulk` get large messages. `pause` lets what is under way be answered and begins no more until `resume`.
     """
 
     def __init__(
         self, http: aiohttp.ClientSession, urls: Callable[[], Sequence[str]], ledger: Ledger, clients: Sequence[str]
     ) -> None:
-        self._http = http
-        self._urls = urls
+        self.http = http
+        self.urls = urls
         self._ledger = ledger
         self._everybody = clients
         self._clients = itertools.cycle(clients)
         self._numbers = itertools.count(1)
         self._work: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(_MOST_AT_ONCE)
         self._name = f"{random.randrange(2**32):08x}"
         self._may_send = asyncio.Event()
         self._idle = asyncio.Event()
@@ -53,22 +52,28 @@ class Sender:
         self._idle.set()
 
     async def run(self, batches_a_second: float) -> None:
-        """Until cancelled."""
+        """Batches to one client after the other. Until cancelled."""
+        await self.keep_up(batches_a_second, lambda: self.send(self._next_items(), one_by_one=random.random() < 0.5))
+
+    async def keep_up(self, times_a_second: float, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin this so often, unless too many are still at work. Until cancelled."""
         loop = asyncio.get_running_loop()
+        room = asyncio.Semaphore(_MOST_AT_ONCE)
         due = loop.time()
         while True:
-            due += 1 / batches_a_second
+            due += 1 / times_a_second
             await asyncio.sleep(max(0.0, due - loop.time()))
             await self._may_send.wait()
-            await self._room.acquire()
+            await room.acquire()
             due = max(due, loop.time() - _MOST_BEHIND_S)  # after a pause or a full house: no burst
             self._idle.clear()
-            task = asyncio.create_task(self._send(self._next_items(), one_by_one=random.random() < 0.5))
+            task = asyncio.create_task(begin())
             self._work.add(task)
             task.add_done_callback(self._done)
+            task.add_done_callback(lambda _: room.release())
 
     async def pause(self, deadline_s: float) -> int:
-        """How many batches are still unanswered then."""
+        """How much is still unanswered then."""
         self._may_send.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
@@ -84,7 +89,7 @@ class Sender:
         for client_id in self._everybody:
             items |= self._item(client_id)
         offline: set[str] = set()
-        await self._send(items, one_by_one=False, offline=offline)
+        await self.send(items, one_by_one=False, offline=offline)
         return len(offline)
 
     async def close(self) -> None:
@@ -94,7 +99,6 @@ class Sender:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._work.discard(task)
-        self._room.release()
         if not self._work:
             self._idle.set()
 
@@ -104,15 +108,18 @@ class Sender:
             items |= self._item(next(self._clients))
         return items
 
+    def next_key(self) -> str:
+        return f"{self._name}-{next(self._numbers)}"
+
     def _item(self, client_id: str) -> dict[str, Any]:
-        key = f"{self._name}-{next(self._numbers)}"
+        key = self.next_key()
         msg = {"key": key}
         if client_id in self.bulk:
             msg["bulk"] = _BULK
-        self._ledger.begun(key, client_id, asyncio.get_running_loop().time())
+        self._ledger.begun(key, (client_id,), asyncio.get_running_loop().time())
         return {key: {"to": client_id, "msg": msg, "requestId": key}}
 
-    async def _send(self, items: dict[str, Any], *, one_by_one: bool, offline: set[str] | None = None) -> None:
+    async def send(self, items: dict[str, Any], *, one_by_one: bool, offline: set[str] | None = None) -> None:
         """Until each is answered 200; to the keys of `offline` are added those of clients that are not online."""
         backoff = Backoff(0.1, 1.0)
         while True:
@@ -123,7 +130,7 @@ class Sender:
 
     async def _try(self, items: dict[str, Any], *, one_by_one: bool, offline: set[str] | None) -> None:
         """Once; takes out what was answered 200."""
-        url = random.choice(self._urls())
+        url = random.choice(self.urls())
         try:
             async with asyncio.timeout(_TRY_S):
                 for keys in [[key] for key in items] if one_by_one else [list(items)]:
@@ -150,13 +157,13 @@ class Sender:
             offline.add(key)
 
     async def _post(self, url: str, body: object) -> tuple[int, Any]:
-        async with self._http.post(url, data=orjson.dumps(body)) as answer:
+        async with self.http.post(url, data=orjson.dumps(body)) as answer:
             return answer.status, orjson.loads(await answer.read())
 
 
 class Client:
     """
-    One client that always wants a session.
+    One client that always wants a session, and acknowledges unless it is `plain`.
 
     It goes round the nodes, or asks a dispatcher where to go, in turn. While `frozen` is set it neither reads nor
     answers anything; while `slow` is, it reads a message a second. A connection that falls silent is given up for
@@ -170,8 +177,12 @@ class Client:
         node_urls: Callable[[], Sequence[str]],
         dispatcher_urls: Callable[[], Sequence[str]],
         ledger: Ledger,
+        *,
+        plain: bool = False,
     ) -> None:
         self.client_id = client_id
+        self.plain = plain
+        self._dialect = "" if plain else "&ack=1"
         self.frozen = False
         self.slow = False
         self.connected = False
@@ -207,7 +218,7 @@ class Client:
         self.url = await self._where()
         async with asyncio.timeout(_CONNECT_S):
             socket = await self._http.ws_connect(
-                f"{self.url}?clientId={self.client_id}&ack=1", autoping=False, timeout=_CLOSE, max_msg_size=0
+                f"{self.url}?clientId={self.client_id}{self._dialect}", autoping=False, timeout=_CLOSE, max_msg_size=0
             )
         given_up = False
         try:
@@ -288,7 +299,8 @@ class Client:
             self._ledger.misdirected += 1
         now = asyncio.get_running_loop().time()
         self._ledger.arrived(frame["msg"]["key"], self.client_id, session_id, frame["messageId"], now)
-        await socket.send_str('{"msgType":2,"messageId":"%s"}' % frame["messageId"])
+        if not self.plain:
+            await socket.send_str('{"msgType":2,"messageId":"%s"}' % frame["messageId"])
 
     async def _closed(self, socket: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> None:
         """As 1001 asks: it tells how long to wait before the next connection."""
@@ -311,7 +323,7 @@ class Client:
                     if message.type is aiohttp.WSMsgType.TEXT:
                         frame = orjson.loads(message.data)
                         if frame["msgType"] == 1:
-                            self._ledger.on_abandoned(frame["msg"]["key"], session_id)
+                            self._ledger.on_abandoned(frame["msg"]["key"], self.client_id, session_id)
                     elif message.type is not aiohttp.WSMsgType.PING:
                         return
         except (TimeoutError, aiohttp.ClientError, OSError):

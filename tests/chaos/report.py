@@ -11,6 +11,7 @@ from statistics import median
 
 from bench.machine import describe_machine
 from bench.results import RESULTS
+from tests.chaos.ledger import Kind
 from tests.chaos.rounds import Round
 
 _HEAD = (
@@ -88,6 +89,19 @@ def table(rounds: Sequence[Round]) -> list[str]:
     return lines
 
 
+def traffic(rounds: Sequence[Round]) -> list[str]:
+    """A line a kind of traffic, over all rounds."""
+    lines = [
+        "| traffic | sends answered 200 | messages of these | lost | again on the wire |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in Kind:
+        totals = [round_.verdict.totals[kind] for round_ in rounds]
+        counts = (sum(total[what] for total in totals) for what in ("sends", "answered", "lost", "again"))
+        lines.append(f"| {kind} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+    return lines
+
+
 def _cells(name: str, rounds: Sequence[Round]) -> list[str]:
     verdicts = [round_.verdict for round_ in rounds]
     statuses: dict[str, int] = {}
@@ -142,7 +156,7 @@ def keep(run: Run, folder: Path = RESULTS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole, indent=1) + "\n")
     lines = ["# Chaos", "", f"`{run.command}`, {run.began.astimezone(UTC):%Y-%m-%d %H:%M} UTC", "", run.summary(), ""]
-    lines += [*table(run.rounds), "", "| | |", "|---|---|"]
+    lines += [*table(run.rounds), "", *traffic(run.rounds), "", "| | |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in machine.as_dict().items()]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     return path

@@ -50,8 +50,8 @@ class Plan:
 class Round:
     """
     What became of it. `healed_s`: from the end of the fault until every part was healthy, every client had a session
-    and nothing was missing. `offline`: clients that a send then said not to be online. `problems`: what did not become
-    whole in time, in words.
+    and nothing was missing that was answered before it, or more than a second ago. `offline`: clients that a send then
+    said not to be online. `problems`: what did not become whole in time, in words.
     """
 
     plan: Plan
@@ -94,15 +94,17 @@ async def play(site: Site, plan: Plan) -> Round:
     except (AssertionError, TimeoutError, LocalRocketMQError, LocalValkeyError) as error:
         problems.append(f"{type(error).__name__} {error}")
     end = loop.time()
-    problems += await site.until_whole()
+    problems += await site.until_whole(end)
     healed = loop.time()
     await asyncio.sleep(_CALM_S)
     offline = -1 if problems else await site.sender.probe()
-    unanswered, left = await site.settle()
-    problems += [f"{unanswered} batches have no answer"] * bool(unanswered)
+    unanswered, left, late = await site.settle()
+    problems += [f"{unanswered} calls have no answer"] * bool(unanswered)
+    problems += [f"{len(late)} cursors are behind: {', '.join(late[:3])}"] * bool(late)
     if not problems:
         problems += await site.until_whole()
     verdict = site.ledger.close(Fault(start, end, frozenset(site.concerned)))
+    site.audiences.page_turned()
     site.spread()
     problems += await site.until_whole()
     site.sender.resume()

@@ -7,7 +7,7 @@
 The seed is printed first; the same seed makes the same faults with the same parameters in the same order (what the
 machine does meanwhile is its own). Each round has a seed of its own, which `--replay` takes. Ends with 1 when a message
 that was answered 200 was lost, arrived under two ids or went to the wrong client, when something did not become whole
-again or an inbox not empty.
+again, an inbox not empty, or a cursor behind.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import uvloop
 from bench.results import RESULTS
 from tests.chaos import full_disk
 from tests.chaos.faults import FAULTS, broker_disk_full
-from tests.chaos.report import Run, keep, line, table
+from tests.chaos.report import Run, keep, line, table, traffic
 from tests.chaos.rounds import Plan, draw, play
 from tests.chaos.site import Site, running_site
 
@@ -51,10 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         uvloop.run(_run(run, plans, clock + 60 * options.minutes))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _say("\n".join((*table(run.rounds), "interrupted: not kept")))
+        _say("\n".join((*table(run.rounds), "", *traffic(run.rounds), "interrupted: not kept")))
         return 130
     run = Run(options.seed, command, began, (time.monotonic() - clock) / 60, run.rounds)
-    _say("\n".join(table(run.rounds)))
+    _say("\n".join((*table(run.rounds), "", *traffic(run.rounds))))
     _say(run.summary())
     _say(f"kept as {keep(run, options.out).name} and .md in {options.out.name}")
     return 0 if run.is_good else 1

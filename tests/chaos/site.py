@@ -16,6 +16,7 @@ from pushfleet.local_valkey import LocalValkey
 from pushfleet.ports import PortPicker
 from shared.store import Store
 from tests.chaos import full_disk
+from tests.chaos.audiences import Audiences, behind
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Client, Sender
 from tests.harness.cluster import Role
@@ -27,6 +28,10 @@ HEARTBEAT_TIMEOUT_S = 6.0
 _WHOLE_S = 90.0
 _SETTLED_S = 45.0
 _HEALTH_S = 2.0
+_ON_ITS_WAY_S = 1.0
+_INF = float("inf")
+_PLAIN = 10
+_CHANGES_A_SECOND = 1.0
 _SETTINGS = {
     "PUSH_NAMESPACE": NAMESPACE,
     "PUSH_AUTH": "off",
@@ -87,6 +92,7 @@ class Site:
     clients: list[Client] = field(default_factory=list)
     concerned: set[str] = field(default_factory=set)
     sender: Sender = field(init=False)
+    audiences: Audiences = field(init=False)
 
     @property
     def parts(self) -> list[Part]:
@@ -104,8 +110,12 @@ class Site:
         if len(urls) == len(parts):
             self.concerned |= {client.client_id for client in self.clients if client.url in urls}
 
-    async def until_whole(self) -> list[str]:
-        """Until every part is healthy, every client has a session and nothing is missing; else what is not so."""
+    async def until_whole(self, since: float = _INF) -> list[str]:
+        """
+        Until every part is healthy, every client has a session and nothing is missing; else what is not so.
+
+        `since` is for when the load goes on: what was answered after that, less than a second ago, may be on its way.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + _WHOLE_S
         while True:
@@ -113,7 +123,8 @@ class Site:
             away = sum(not client.connected for client in self.clients)
             faults += [f"{away} clients have no session"] * bool(away)
             # Last: nothing may be answered between this and the verdict.
-            faults += [f"{self.ledger.missing} messages are missing"] * bool(self.ledger.missing)
+            missing = self.ledger.missing(max(since, loop.time() - _ON_ITS_WAY_S))
+            faults += [f"{missing} messages are missing"] * bool(missing)
             if not faults or loop.time() > end:
                 return faults
             await asyncio.sleep(0.05)
@@ -128,24 +139,28 @@ class Site:
                 if too_many:
                     too_many.pop().move(url)
 
-    async def settle(self) -> tuple[int, int]:
-        """Send no more, until all is answered and retired: batches without an answer, inboxes that are not empty."""
-        unanswered = await self.sender.pause(_SETTLED_S)
-        return unanswered, await self._until_inboxes_are_empty()
+    async def settle(self) -> tuple[int, int, list[str]]:
+        """
+        Send no more, until all is answered and retired.
 
-    async def _until_inboxes_are_empty(self) -> int:
+        Gives how many calls have no answer, how many inboxes are not empty, and which cursors have not reached the
+        newest message of their audience.
+        """
+        unanswered = await self.sender.pause(_SETTLED_S)
         store = Store(self.valkey.url, namespace=NAMESPACE)
-        left = -1
+        ids = [client.client_id for client in self.clients]
+        left, late = -1, [""]
         try:
             async with asyncio.timeout(_SETTLED_S):
-                while left:
+                while left or late:
                     left = len([key async for key in store.redis.scan_iter(f"{NAMESPACE}:*:inbox:*", count=5000)])
-                    await asyncio.sleep(0.05 if left else 0)
+                    late = await behind(store, ids)
+                    await asyncio.sleep(0.05 if left or late else 0)
         except TimeoutError:
             pass
         finally:
             await store.close()
-        return left
+        return unanswered, left, late
 
     async def _is_healthy(self, role: Role) -> bool:
         if not role.ready:
@@ -159,7 +174,12 @@ class Site:
 
 @asynccontextmanager
 async def running_site(
-    folder: Path, *, clients: int = 100, batches_a_second: float = 30.0, with_full_disk: bool = False
+    folder: Path,
+    *,
+    clients: int = 100,
+    batches_a_second: float = 30.0,
+    audience_sends_a_second: float = 12.0,
+    with_full_disk: bool = False,
 ) -> AsyncIterator[Site]:
     """All up and under load when entered. `with_full_disk`: see full_disk.py."""
     async with AsyncExitStack() as stack:
@@ -179,7 +199,14 @@ async def running_site(
             site.dispatchers.append(await _start_dispatcher(stack, site))
         stack.push_async_callback(_stop, site)  # before the proxies: they stop in order
         await asyncio.gather(*(part.role.until_healthy(http) for part in site.parts))
-        await _load(stack, site, clients, batches_a_second)
+        await _load(stack, site, clients)
+        sender, audiences = site.sender, site.audiences
+        for work in (
+            sender.run(batches_a_second),
+            sender.keep_up(audience_sends_a_second, audiences.send),
+            sender.keep_up(_CHANGES_A_SECOND, audiences.change),
+        ):
+            stack.push_async_callback(_cancel, [asyncio.create_task(work)])
         yield site
 
 
@@ -219,17 +246,21 @@ async def _part(stack: AsyncExitStack, site: Site) -> tuple[int, dict[str, str],
     return _port(site), variables, redis, broker
 
 
-async def _load(stack: AsyncExitStack, site: Site, clients: int, batches_a_second: float) -> None:
+async def _load(stack: AsyncExitStack, site: Site, clients: int) -> None:
+    """Clients that are connected, and groups of them; nothing is sent yet."""
     ids = [f"c{random.randrange(2**32):08x}-{number}" for number in range(clients)]
+    plain = [f"p{random.randrange(2**32):08x}-{number}" for number in range(_PLAIN)]
     site.clients = [
-        Client(site.http, client_id, site.node_urls, site.dispatcher_urls, site.ledger) for client_id in ids
+        Client(site.http, client_id, site.node_urls, site.dispatcher_urls, site.ledger, plain=client_id in plain)
+        for client_id in (*ids, *plain)
     ]
     site.sender = Sender(site.http, site.dispatcher_urls, site.ledger, ids)
+    site.audiences = Audiences(site.sender, site.ledger, ids, plain)
     stack.push_async_callback(_cancel, [asyncio.create_task(client.run()) for client in site.clients])
     faults = await site.until_whole()
     assert not faults, faults
     stack.push_async_callback(site.sender.close)
-    stack.push_async_callback(_cancel, [asyncio.create_task(site.sender.run(batches_a_second))])
+    await site.audiences.create()
 
 
 async def _proxy(stack: AsyncExitStack, site: Site, to_port: int) -> Proxy:
