@@ -198,8 +198,8 @@ class _Run:
                 await self._pause(self._due - time.monotonic())
                 state = await self._page()
         except _Over:
-            return
-        _log.info("broadcast_stops", broadcast_id=self._id, pages=self._pages, state=state or "run by another")
+            state = ""
+        _log.info("broadcast_stops", broadcast_id=self._id, pages=self._pages, state=state or "not run here")
 
     async def keep(self) -> None:
         """Keep the lock, and see that it was lost or the broadcast aborted also while a page waits."""
