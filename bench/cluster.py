@@ -141,7 +141,7 @@ class Cluster:
         await wait_healthy(child, port)
         role = Role(child, port)
         self.roles.append(role)
-        self.pids[name] = [child.pid]
+        self.pids.setdefault(name, []).append(child.pid)
         return role
 
     def meter(self, **others: Child) -> CpuMeter:

@@ -15,6 +15,9 @@ from prometheus_client import REGISTRY
 
 from dispatcher.api import Api
 from dispatcher.audiences import AudienceSends
+from dispatcher.broadcast_records import Broadcasts
+from dispatcher.broadcasts import BroadcastRunner
+from dispatcher.broadcasts_api import BroadcastsApi
 from dispatcher.callers import Callers, load_keys
 from dispatcher.clients_api import ClientsApi
 from dispatcher.groups_api import GroupsApi
@@ -36,6 +39,7 @@ from dispatcher.settings import DispatcherSettings
 from dispatcher.upstream import UpstreamTaker
 from shared.backoff import Backoff
 from shared.bus import open_bus
+from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
@@ -95,6 +99,11 @@ class Dispatcher:
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
         groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
+        self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
+        broadcasts_api = BroadcastsApi(
+            *(broadcasts, self._broadcasts, groups, clients, self._quotas), rate=settings.broadcast_rate
+        )
         member_lines = MemberLines(self._nodes, self._publisher)
         sessions = Sessions(self._store, self._nodes, self._publisher)
         self._api = Api(
@@ -109,6 +118,7 @@ class Dispatcher:
             operations=(
                 *NodesApi(registry, self._nodes).operations(),
                 *GroupsApi(groups, member_lines).operations(),
+                *broadcasts_api.operations(),
                 *ClientsApi(sessions).operations(),
                 *SessionsApi(sessions).operations(),
             ),
@@ -156,7 +166,7 @@ class Dispatcher:
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.wait((self._cleaning,))
-        await asyncio.gather(self._api.http.close(_FINISH_S), self._upstream.close(_FINISH_S))
+        await asyncio.gather(self._api.http.close(_FINISH_S), self._upstream.close(_FINISH_S), self._broadcasts.close())
         try:
             async with asyncio.timeout(_FINISH_S):
                 await self._push.close()
@@ -204,6 +214,7 @@ class Dispatcher:
         await self._nodes.start()
         self._outbox.start(self._publisher.to_bus)
         await self._upstream.start()
+        self._broadcasts.start()
         if self._cleaning is None:
             self._cleaning = asyncio.create_task(self._janitor.run(), name="janitor")
 

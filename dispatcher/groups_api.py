@@ -24,6 +24,8 @@ _PAGE = 100
 _GROUPS = "/v1/groups"
 _GROUP = f"{_GROUPS}/{{groupId}}"
 _MEMBERS = f"{_GROUP}/members"
+_READ = ("read", "admin")
+_WRITE = ("send", "admin")
 
 
 class GroupBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -112,34 +114,35 @@ class GroupsApi:
         self._mint = MessageIdMint()
 
     def operations(self) -> tuple[Operation[Any], ...]:
-        read: dict[str, Any] = {"method": "GET", "scopes": ("read", "admin"), "statuses": (200, 404)}
-        write: dict[str, Any] = {"scopes": ("send", "admin")}
-        group: dict[str, Any] = {**write, "path": _GROUP, "statuses": (200, 404)}
-        members: dict[str, Any] = {
-            **write,
-            "path": _MEMBERS,
-            "body": MembersBody,
-            "answer": MembersChanged,
-            "statuses": (200, 404, 413),
-        }
+        return (*self._on_groups(), *self._on_members())
+
+    def _on_groups(self) -> tuple[Operation[Any], ...]:
+        group: dict[str, Any] = {"path": _GROUP, "statuses": (200, 404)}
         return (
             Operation(
-                **write,
-                method="POST",
-                path=_GROUPS,
-                name="createGroup",
-                summary="Make a group",
-                run=self._create,
-                answer=CreatedAnswer,
-                body=GroupBody,
+                "POST",
+                _GROUPS,
+                _WRITE,
+                "createGroup",
+                "Make a group",
+                self._create,
+                CreatedAnswer,
+                GroupBody,
                 statuses=(201, 409, 413),
             ),
             Operation(
-                **read, path=_GROUP, name="getGroup", summary="What a group is", run=self._get, answer=GroupAnswer
+                **group,
+                method="GET",
+                scopes=_READ,
+                name="getGroup",
+                summary="What a group is",
+                run=self._get,
+                answer=GroupAnswer,
             ),
             Operation(
                 **group,
                 method="PATCH",
+                scopes=_WRITE,
                 name="renameGroup",
                 summary="Call a group by another name",
                 run=self._rename,
@@ -149,26 +152,35 @@ class GroupsApi:
             Operation(
                 **group,
                 method="DELETE",
+                scopes=_WRITE,
                 name="deleteGroup",
                 summary="Take a group away, with what was sent to it",
                 run=self._delete,
                 answer=MembersChanged,
             ),
+        )
+
+    def _on_members(self) -> tuple[Operation[Any], ...]:
+        change: dict[str, Any] = {"path": _MEMBERS, "scopes": _WRITE, "answer": MembersChanged, "body": MembersBody}
+        change["statuses"] = (200, 404, 413)
+        return (
             Operation(
-                **read,
-                path=_MEMBERS,
-                name="listMembers",
-                summary="The members of a group, page by page, in no order",
-                run=self._page,
-                answer=MembersPage,
+                "GET",
+                _MEMBERS,
+                _READ,
+                "listMembers",
+                "The members of a group, page by page, in no order",
+                self._page,
+                MembersPage,
+                statuses=(200, 404),
                 query=(
                     ("cursor", "that of the page before; none: the first page"),
                     ("limit", f"about how many, 1 to {_MOST_ON_PAGE}; default {_PAGE}"),
                 ),
             ),
-            Operation(**members, method="POST", name="addMembers", summary="Have clients join a group", run=self._add),
+            Operation(**change, method="POST", name="addMembers", summary="Have clients join a group", run=self._add),
             Operation(
-                **members,
+                **change,
                 method="DELETE",
                 name="removeMembers",
                 summary="Have clients leave a group; they are named in the body or in the query",

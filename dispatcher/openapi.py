@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from dispatcher import clients_api, groups_api, nodes_api, sessions_api
+from dispatcher import broadcasts_api, clients_api, groups_api, nodes_api, sessions_api
 from dispatcher.requests import DEFAULT_TTL_S, MOST_GROUPS, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
 from dispatcher.v1 import Operation
 
@@ -91,6 +91,7 @@ _FIELDS = {
     "Problem": {"code": "a word for programs", "field": "the path of the field that is wrong"},
     **nodes_api.FIELDS,
     **groups_api.FIELDS,
+    **broadcasts_api.FIELDS,
     **clients_api.FIELDS,
     **sessions_api.FIELDS,
 }

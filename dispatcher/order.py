@@ -20,7 +20,7 @@ class Order:
     """
     A send on its way. After `Push.send_all` either `error` says why it failed, or `content` is the JSON list of the
     targets that are not online (None: all are). `message_id` and `request_id` are those of the first try; `again`:
-    there was one that may have stored something.
+    there was one that may have stored something. `full`: of the targets in `content` those whose inbox is full.
     """
 
     __slots__ = (
@@ -32,6 +32,7 @@ class Order:
         "content",
         "error",
         "expires_ms",
+        "full",
         "head",
         "kind",
         "message",
@@ -68,6 +69,7 @@ class Order:
         self.again = self.again or self.tried
         self.tried = True
         self.offline: list[str] = []
+        self.full = 0
         self.out_of_order = False
         self.error = None
         self.expires_ms = self.active_time_ms + send.ttl_ms

@@ -267,6 +267,7 @@ class Push:
                 if not target.sessions or target.stored is Stored.FULL:
                     order.offline.append(client_id)
                     if target.stored is Stored.FULL:
+                        order.full += 1
                         self._tally.targets["inbox full"] += 1
                 elif not self._place_target(order, client_id, target, parts):
                     strangers.append((order, client_id, target))

@@ -79,7 +79,7 @@ def parse_send(body: bytes) -> Send:
         raise _named(error) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
-    return _check(asked)
+    return checked_send(asked)
 
 
 def parse_list(body: bytes) -> list[bytes]:
@@ -106,7 +106,8 @@ def check_utf8(body: bytes) -> None:
         raise BadRequest(f"the body is not UTF-8 (byte {error.start})") from None
 
 
-def _check(asked: SendBody) -> Send:
+def checked_send(asked: SendBody) -> Send:
+    """Raises BadRequest."""
     everyone = asked.send_to_all is True
     if asked.delay:
         raise BadRequest("this version has no scheduled sends", field="delay")

@@ -31,6 +31,9 @@ class DispatcherSettings(RoleSettings):
     timeline_s: float = setting(
         "PUSH_TIMELINE_SECONDS", 604_800.0, "seconds that a timeline keeps a message", seconds(1, 31_536_000)
     )
+    broadcast_rate: int = setting(
+        "PUSH_BROADCAST_RATE", 1_000, "targets a second of a broadcast that names no rate", whole(1, 100_000)
+    )
 
     max_lag_s: float = setting(
         "PUSH_MAX_LAG",

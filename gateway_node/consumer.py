@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from math import inf
 
 from gateway_node.audiences import Audiences
@@ -23,8 +24,9 @@ from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.lag import Lag
+from gateway_node.lane import Lane
 from gateway_node.metrics import DELIVERED, LINES
-from shared.bus import Bus, Received
+from shared.bus import Bus, Received, TopicReader
 from shared.logs import OncePerSecond, get_log
 from shared.record import AudienceLine, Kind, decode_audience, decode_line, is_audience, split_lines
 
@@ -38,7 +40,7 @@ class Consumer:
     """
     Owned by app.py, which runs `run` as a task.
 
-    `waiting_since`: from when on (event loop clock, s) there is nothing to read; infinity while it delivers.
+    `waiting_since`: from when on (event loop clock, s) there is nothing to do; infinity while it delivers.
     """
 
     __slots__ = (
@@ -55,8 +57,9 @@ class Consumer:
         "_fanout",
         "_fetching",
         "_lag",
+        "_lane",
+        "_reading_since",
         "_topic",
-        "waiting_since",
     )
 
     def __init__(
@@ -81,33 +84,44 @@ class Consumer:
         self._expired = 0
         self._ended = False
         self._fetching: asyncio.Timeout | None = None
-        self.waiting_since = inf
+        self._lane = Lane(self._fan_out)
+        self._reading_since = inf
         self._lag = Lag(time.time())
         self._epoch_s = time.time() - asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         """Until `end` was called, or cancelled."""
-        loop = asyncio.get_running_loop()
         reader = await self._bus.open_reader(self._topic)
+        lane = asyncio.create_task(self._lane.run(), name="lane")
         try:
             while not self._ended:
-                self.waiting_since = loop.time()
-                try:
-                    async with asyncio.timeout(None) as self._fetching:
-                        records = await reader.fetch()
-                except TimeoutError:
+                records = await self._fetch(reader)
+                if not records:
                     continue
-                finally:
-                    self._fetching = None
-                    if loop.time() - self.waiting_since > _CAUGHT_UP_S:
-                        self._lag.caught_up(loop.time() + self._epoch_s)
-                    self.waiting_since = inf
                 await self._clearance.until_clear()
                 await self._deliver_records(records)
                 reader.commit()
                 self._count()
+            await self._lane.settled()
         finally:
+            lane.cancel()
+            await asyncio.wait((lane,))
             await reader.close()
+
+    async def _fetch(self, reader: TopicReader) -> list[Received]:
+        """What there is to read next; nothing when `end` was called."""
+        loop = asyncio.get_running_loop()
+        self._reading_since = loop.time()
+        try:
+            async with asyncio.timeout(None) as self._fetching:
+                return await reader.fetch()
+        except TimeoutError:
+            return []
+        finally:
+            self._fetching = None
+            if loop.time() - self._reading_since > _CAUGHT_UP_S:
+                self._lag.caught_up(loop.time() + self._epoch_s)
+            self._reading_since = inf
 
     def end(self) -> None:
         """Have `run` return, once what it fetched is with its sessions."""
@@ -118,7 +132,19 @@ class Consumer:
     def lag_ms(self) -> int:
         """How far behind it is with its topic; see lag.py."""
         now = asyncio.get_running_loop().time()
-        return 0 if self.waiting_since < now - _CAUGHT_UP_S else self._lag.ms(now + self._epoch_s)
+        in_lane_ms = 0 if self._lane.is_empty else int(1000 * (now - self._lane.oldest()))
+        if self._reading_since < now - _CAUGHT_UP_S:
+            return in_lane_ms
+        return max(in_lane_ms, self._lag.ms(now + self._epoch_s))
+
+    @property
+    def waiting_since(self) -> float:
+        return self._reading_since if self._lane.is_empty else inf
+
+    async def _fan_out(self, lines: Sequence[AudienceLine]) -> None:
+        await self._clearance.until_clear()
+        await self._fanout.receive(lines, self._clearance.turn)
+        self._count()
 
     async def _deliver_records(self, records: list[Received]) -> None:
         """Lines of several records go together: what is for everyone is cheaper the more there is of it."""
@@ -145,18 +171,18 @@ class Consumer:
                 if is_audience(line):
                     entry = decode_audience(line)
                     if run and run[0].audience != entry.audience:
-                        await self._fanout.receive(run, self._clearance.turn)
+                        await self._lane.put(run)
                         run = []
                     run.append(entry)
                     continue
                 if run:
-                    await self._fanout.receive(run, self._clearance.turn)
+                    await self._lane.put(run)
                     run = []
                 self._deliver_line(line, now_ms)
             except ValueError:  # BadLine is one
                 self._set_aside(line)
         if run:
-            await self._fanout.receive(run, self._clearance.turn)
+            await self._lane.put(run)
 
     def _deliver_line(self, line: bytes, now_ms: int) -> None:
         """Raises ValueError."""

@@ -12,6 +12,7 @@ costs messages that come once more, under the same messageId.
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from time import monotonic
 
 from gateway_node.audience import Audience, Cursor
@@ -25,8 +26,8 @@ from shared.logs import get_log
 _LEAST_PAUSE_S = 0.1
 _PAUSE_SHARE = 9
 _MOST_BUSY_S = 0.1
-_BATCH = 512
-_TURN = 2000
+_BATCH = 256
+_TURN = 250
 _log = get_log("cursors")
 
 
@@ -103,11 +104,11 @@ class CursorMoves:
         await self._collect()
         busy_s = monotonic() - began
         while self._pending:
-            batch = dict(list(self._pending.items())[:_BATCH])
+            batch = list(islice(self._pending.items(), _BATCH))
             began = monotonic()
-            await self._move([(client, name, order) for (client, name), order in batch.items()])
+            await self._move([(client, name, order) for (client, name), order in batch])
             busy_s += min(_MOST_BUSY_S, monotonic() - began)
-            for key, order in batch.items():
+            for key, order in batch:
                 if self._pending.get(key) == order:
                     del self._pending[key]
         return busy_s

@@ -29,7 +29,8 @@ from shared.record import AudienceLine
 _MOST_BYTES_A_WRITE = 32 << 10
 _LEAST_BYTES_A_WRITE = 1 << 10
 _BYTES_A_TURN = 2 << 20
-_SESSIONS_A_TURN = 250
+_PLAIN_A_TURN = 250  # sessions
+_HELD_A_TURN = 125  # those with a window cost twice as much, and acknowledgements come back
 
 Turn = Callable[[], Awaitable[None]]
 Write = Callable[[Audience, Sequence[Session], "Batch"], None]
@@ -247,7 +248,8 @@ class Fanout:
         already (they went live with `head`, which is that of the last batch), are passed over. 0: it is for whoever is
         there.
         """
-        a_turn = max(1, min(_SESSIONS_A_TURN, _BYTES_A_TURN // batch.size))
+        most = _PLAIN_A_TURN if write == self._write_plain else _HELD_A_TURN
+        a_turn = max(1, min(most, _BYTES_A_TURN // batch.size))
         if self.handed_out + batch.size > self._turn_at:
             await turn()
             turned = True

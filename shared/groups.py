@@ -31,6 +31,7 @@ from uuid import uuid4
 
 from shared.errors import BadRequest, NotFound, Unavailable, WrongState
 from shared.ids import client_id_fault
+from shared.paging import PAGE, read_cursor, read_page
 from shared.store import Script, Store
 
 _LUA = Path(__file__).parent / "lua"
@@ -43,13 +44,12 @@ _QUIT = Script(_LUA / "group_quit.lua")
 _STANDING = Script(_LUA / "group_standing.lua")
 _MARK = Script(_LUA / "group_mark.lua")
 _CLEAR = Script(_LUA / "group_clear.lua")
-_PAGE = Script(_LUA / "group_page.lua")
+_PAGE = Script(_LUA / "group_page.lua", PAGE)
 _KEPT_S = 30 * 86_400
 _MOST_COMPARISONS = 16
 _MOST_NAME = 128
 # C0, DEL and C1, the line and paragraph separators, and halves of surrogate pairs.
 _NOT_IN_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_CURSOR = re.compile(r"s([0-9]{1,20})|b([A-Za-z0-9._\-:@]{1,128})")
 
 
 class Standing(IntEnum):
@@ -207,15 +207,11 @@ class Groups:
         NotFound, BadRequest for a cursor that is none.
         """
         about, _, key, _ = self._keys(group_id)
-        match = _CURSOR.fullmatch(cursor or "s0")
-        if match is None or int(match[1] or 0) >= 1 << 64:
-            raise BadRequest("no cursor of a page", field="cursor")
-        answer = await self._store.run(_PAGE, (about, key), (match[1] or 0, limit, match[2] or ""))
+        scan, behind = read_cursor(cursor)
+        answer = await self._store.run(_PAGE, (about, key), (scan, limit, behind))
         if answer is None:
             raise _not_found(group_id)
-        scan, last, *found = (part.decode() for part in answer)
-        following = f"b{last}" if last else f"s{scan}" if scan else ""
-        return found, following
+        return read_page(answer)
 
     async def standing(self, asked: Sequence[tuple[str, str]]) -> list[Standing]:
         """For each (groupId, clientId) whether it is a member, in order."""

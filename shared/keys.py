@@ -11,6 +11,7 @@ on a single server it stays one call.
 | `{ns}:{{p}}:device-of:<clientId>`   | hash   | sessionId -> device, of sessions that named one                |
 | `{ns}:{{p}}:stamp:<clientId>`       | string | the last stamp of a change of its route (us); expires           |
 | `{ns}:{{p}}:at:<nodeId>`            | set    | sessionIds on the node: an index for who cleans up behind it    |
+| `{ns}:{{p}}:clients`                | set    | clientIds that ever registered and are remembered still         |
 | `{ns}:{{p}}:audiences:<clientId>`   | hash   | audience -> the client's cursor in it; `#` -> times it changed  |
 | `{ns}:{{p}}:timeline:<audience>`    | stream | an audience's messages, by their order                          |
 | `{ns}:{{p}}:audience:<audience>`    | hash   | last, cut (orders), bytes; of a group: name, owner, created     |
@@ -25,6 +26,11 @@ on a single server it stays one call.
 | `{ns}:{{nodes}}:drain:<nodeId>`     | string | a request to drain, JSON: shared.registry.DrainRequest; expires |
 | `{ns}:{{nodes}}:store`              | string | a word that is there for as long as Redis keeps its data        |
 | `{ns}:{{nodes}}:outbox`             | stream | topic, lines: what waits for the bus; `outbox-bytes`: its size  |
+| `{ns}:{{nodes}}:broadcasts`         | zset   | broadcastIds, by the alphabet: by the time they began           |
+| `{ns}:{{nodes}}:broadcasts-running` | set    | broadcastIds                                                    |
+| `{ns}:{{nodes}}:broadcast:<id>`     | hash   | dispatcher.broadcast_records; expires                           |
+| `{ns}:{{nodes}}:broadcast-reached:<id>` | set | clientIds it was sent to that may be met again; expires      |
+| `{ns}:{{nodes}}:broadcast-of:<caller>/<reqId>` | string | the broadcastId of a requestId; expires              |
 | `{ns}:{{nodes}}:lock:<name>`        | string | the token of who holds it; expires; `fence:<name>`: the last    |
 | `{ns}:{{p}}:sent:<caller>/<reqId>`  | hash   | idempotency: the first send of this requestId, and its answer  |
 | `{ns}:{{p}}:quota:<caller>/<day>`   | string | sends of a caller on a day (UTC)                               |
@@ -53,6 +59,7 @@ class Keys:
         "_at",
         "_audience",
         "_audiences",
+        "_clients",
         "_device",
         "_device_of",
         "_inbox",
@@ -84,6 +91,7 @@ class Keys:
         self._at = [f"{tag}at:" for tag in tags]
         self._audiences = [f"{tag}audiences:" for tag in tags]
         self._audience = [f"{tag}audience:" for tag in tags]
+        self._clients = [f"{tag}clients" for tag in tags]
         self._timeline = [f"{tag}timeline:" for tag in tags]
         self._members = [f"{tag}members:" for tag in tags]
         self._where = [f"{tag}where:" for tag in tags]
@@ -176,3 +184,19 @@ class Keys:
     def at(self, partition: int, node_id: str) -> str:
         """The index of a node's sessions in one partition."""
         return self._at[partition] + node_id
+
+    def clients(self, partition: int) -> str:
+        """The clients that are known in one partition."""
+        return self._clients[partition]
+
+    @property
+    def broadcasts(self) -> tuple[str, str]:
+        """All, and those that run."""
+        return f"{self._nodes}broadcasts", f"{self._nodes}broadcasts-running"
+
+    def broadcast(self, broadcast_id: str) -> tuple[str, str]:
+        """What is known of it, and whom it has reached."""
+        return f"{self._nodes}broadcast:{broadcast_id}", f"{self._nodes}broadcast-reached:{broadcast_id}"
+
+    def broadcast_of(self, caller: str, request_id: str) -> str:
+        return f"{self._nodes}broadcast-of:{caller}/{request_id}"

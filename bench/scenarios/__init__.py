@@ -9,7 +9,9 @@ from bench.results import Result
 from bench.scenarios import (
     connects,
     end_to_end,
+    everyone_and_unicast,
     gateway_fanin,
+    groups,
     http_sends,
     idle_memory,
     latency,
@@ -28,6 +30,8 @@ SCENARIOS: dict[str, Scenario] = {
     "end_to_end": end_to_end.run,
     "latency": latency.run,
     "http_sends": http_sends.run,
+    "groups": groups.run,
+    "everyone_and_unicast": everyone_and_unicast.run,
     "overload": overload.run,
     "storm": storm.run,
 }

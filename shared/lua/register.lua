@@ -69,7 +69,8 @@ local function register(route, inbox, last, device_key, audiences, session_id, d
     end
     return { -1, {}, {}, changes }
   end
-  local index = string.match(route, '^[^}]*}:') .. 'at:'
+  local tag, client_id = string.match(route, '^([^}]*}:)route:(.*)$')
+  local index = tag .. 'at:'
   for i = 1, #replaced, 2 do
     redis.call('HDEL', route, replaced[i])
     redis.call('SREM', index .. string.match(replaced[i], '^[^_]*'), replaced[i])
@@ -79,6 +80,7 @@ local function register(route, inbox, last, device_key, audiences, session_id, d
     note(changes, route, 1, session_id, device)
   end
   redis.call('SADD', index .. node_id, session_id)
+  redis.call('SADD', tag .. 'clients', client_id)
   redis.call('SET', last, node_id, 'EX', 604800)
   if policy == 'device' then
     redis.call('HSET', device_key, device, session_id)
