@@ -130,7 +130,7 @@ async def clients_frozen(site: Site, chance: random.Random) -> None:
         client.frozen = False
 
 
-async def clients_slow(site: Site, chance: random.Random) -> None:
+async def clients_read_slowly(site: Site, chance: random.Random) -> None:
     """A few clients read more slowly than their messages of 60 kB come."""
     slow = chance.sample(site.clients, 5)
     site.concerned |= {client.client_id for client in slow}
@@ -280,12 +280,9 @@ _PAIRS = (
     *(node_and_dispatcher_killed, node_and_broker_killed, node_and_valkey_killed, broker_and_dispatcher_killed),
     broker_and_valkey_killed,
 )
-FAULTS: dict[str, Fault] = {
-    fault.__name__: fault
-    for fault in (
-        *(*_PROCESSES, broker_disk_full, broker_refuses_writes, clients_frozen, clients_slow, *_LINKS, *_PAIRS),
-    )
-}
+_ALL = (*(*_PROCESSES, broker_disk_full, broker_refuses_writes, clients_frozen, clients_read_slowly, *_LINKS, *_PAIRS),)
+FAULTS: dict[str, Fault] = {fault.__name__: fault for fault in _ALL}
+assert len(FAULTS) == len(_ALL), "two faults of one name: one of them would never happen"
 
 
 def touches(name: str) -> str:
