@@ -24,8 +24,8 @@ from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.lag import Lag
-from gateway_node.siding import Siding
 from gateway_node.metrics import DELIVERED, LINES
+from gateway_node.siding import Siding
 from shared.bus import Bus, Received, TopicReader
 from shared.logs import OncePerSecond, get_log
 from shared.record import AudienceLine, Kind, decode_audience, decode_line, is_audience, split_lines
@@ -57,8 +57,8 @@ class Consumer:
         "_fanout",
         "_fetching",
         "_lag",
-        "_siding",
         "_reading_since",
+        "_siding",
         "_topic",
     )
 
