@@ -24,8 +24,8 @@ from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.fanout import Fanout
 from gateway_node.lag import Lag
-from gateway_node.lane import Lane
 from gateway_node.metrics import DELIVERED, LINES
+from gateway_node.siding import Siding
 from shared.bus import Bus, Received, TopicReader
 from shared.logs import OncePerSecond, get_log
 from shared.record import AudienceLine, Kind, decode_audience, decode_line, is_audience, split_lines
@@ -57,8 +57,8 @@ class Consumer:
         "_fanout",
         "_fetching",
         "_lag",
-        "_lane",
         "_reading_since",
+        "_siding",
         "_topic",
     )
 
@@ -84,7 +84,7 @@ class Consumer:
         self._expired = 0
         self._ended = False
         self._fetching: asyncio.Timeout | None = None
-        self._lane = Lane(self._fan_out)
+        self._siding = Siding(self._fan_out)
         self._reading_since = inf
         self._lag = Lag(time.time())
         self._epoch_s = time.time() - asyncio.get_running_loop().time()
@@ -92,7 +92,7 @@ class Consumer:
     async def run(self) -> None:
         """Until `end` was called, or cancelled."""
         reader = await self._bus.open_reader(self._topic)
-        lane = asyncio.create_task(self._lane.run(), name="lane")
+        siding = asyncio.create_task(self._siding.run(), name="siding")
         try:
             while not self._ended:
                 records = await self._fetch(reader)
@@ -102,10 +102,10 @@ class Consumer:
                 await self._deliver_records(records)
                 reader.commit()
                 self._count()
-            await self._lane.settled()
+            await self._siding.settled()
         finally:
-            lane.cancel()
-            await asyncio.wait((lane,))
+            siding.cancel()
+            await asyncio.wait((siding,))
             await reader.close()
 
     async def _fetch(self, reader: TopicReader) -> list[Received]:
@@ -132,14 +132,14 @@ class Consumer:
     def lag_ms(self) -> int:
         """How far behind it is with its topic; see lag.py."""
         now = asyncio.get_running_loop().time()
-        in_lane_ms = 0 if self._lane.is_empty else int(1000 * (now - self._lane.oldest()))
+        in_siding_ms = 0 if self._siding.is_empty else int(1000 * (now - self._siding.oldest()))
         if self._reading_since < now - _CAUGHT_UP_S:
-            return in_lane_ms
-        return max(in_lane_ms, self._lag.ms(now + self._epoch_s))
+            return in_siding_ms
+        return max(in_siding_ms, self._lag.ms(now + self._epoch_s))
 
     @property
     def waiting_since(self) -> float:
-        return self._reading_since if self._lane.is_empty else inf
+        return self._reading_since if self._siding.is_empty else inf
 
     async def _fan_out(self, lines: Sequence[AudienceLine]) -> None:
         await self._clearance.until_clear()
@@ -171,18 +171,18 @@ class Consumer:
                 if is_audience(line):
                     entry = decode_audience(line)
                     if run and run[0].audience != entry.audience:
-                        await self._lane.put(run)
+                        await self._siding.put(run)
                         run = []
                     run.append(entry)
                     continue
                 if run:
-                    await self._lane.put(run)
+                    await self._siding.put(run)
                     run = []
                 self._deliver_line(line, now_ms)
             except ValueError:  # BadLine is one
                 self._set_aside(line)
         if run:
-            await self._lane.put(run)
+            await self._siding.put(run)
 
     def _deliver_line(self, line: bytes, now_ms: int) -> None:
         """Raises ValueError."""

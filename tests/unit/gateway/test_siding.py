@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from gateway_node.lane import Lane
+from gateway_node.siding import Siding
 from shared.record import AudienceLine
 
 _DEADLINE_S = 5.0
@@ -34,12 +34,12 @@ def _line(audience: str, order: int, template: bytes = b"{}") -> AudienceLine:
 
 
 @asynccontextmanager
-async def _running(sent: _Sent) -> AsyncIterator[Lane]:
-    lane = Lane(sent.send)
-    task = asyncio.create_task(lane.run())
+async def _running(sent: _Sent) -> AsyncIterator[Siding]:
+    siding = Siding(sent.send)
+    task = asyncio.create_task(siding.run())
     try:
         async with asyncio.timeout(_DEADLINE_S):
-            yield lane
+            yield siding
     finally:
         task.cancel()
         await asyncio.wait((task,))
@@ -48,31 +48,31 @@ async def _running(sent: _Sent) -> AsyncIterator[Lane]:
 async def test_lines_of_one_audience_that_wait_go_together_and_none_overtakes_another() -> None:
     """Behind one that is being sent gather a, a, b, a: they go as (a, a), (b), (a)."""
     sent = _Sent()
-    async with _running(sent) as lane:
-        await lane.put([_line("a", 1)])
+    async with _running(sent) as siding:
+        await siding.put([_line("a", 1)])
         await sent.begun.wait()
-        await lane.put([_line("a", 2)])
-        await lane.put([_line("a", 3)])
-        await lane.put([_line("b", 4)])
-        await lane.put([_line("a", 5)])
+        await siding.put([_line("a", 2)])
+        await siding.put([_line("a", 3)])
+        await siding.put([_line("b", 4)])
+        await siding.put([_line("a", 5)])
         sent.go.set()
-        await lane.settled()
+        await siding.settled()
     assert [[("a", 1)], [("a", 2), ("a", 3)], [("b", 4)], [("a", 5)]] == sent.calls
 
 
 async def test_put_does_not_wait_for_the_fan_out() -> None:
-    """Who puts lines goes on at once while lines before them are being sent, and the lane is not empty meanwhile."""
+    """Who puts lines goes on at once while lines before them are being sent, and the siding is not empty meanwhile."""
     sent = _Sent()
-    async with _running(sent) as lane:
-        seen = [lane.is_empty]
-        await lane.put([_line("a", 1)])
+    async with _running(sent) as siding:
+        seen = [siding.is_empty]
+        await siding.put([_line("a", 1)])
         await sent.begun.wait()
-        await lane.put([_line("a", 2)])
+        await siding.put([_line("a", 2)])
         assert [] == sent.calls
-        seen.append(lane.is_empty)
+        seen.append(siding.is_empty)
         sent.go.set()
-        await lane.settled()
-        seen.append(lane.is_empty)
+        await siding.settled()
+        seen.append(siding.is_empty)
     assert [True, False, True] == seen
 
 
@@ -80,15 +80,15 @@ async def test_a_full_lane_holds_up_who_puts() -> None:
     """Beyond 256 lines, or a MiB, the next put waits until lines were sent."""
     for full in ([_line("a", order) for order in range(256)], [_line("a", 1, b"x" * (1 << 20))]):
         sent = _Sent()
-        async with _running(sent) as lane:
-            await lane.put(full)
-            more = asyncio.create_task(lane.put([_line("b", 300)]))
+        async with _running(sent) as siding:
+            await siding.put(full)
+            more = asyncio.create_task(siding.put([_line("b", 300)]))
             await sent.begun.wait()
             await asyncio.sleep(0)
             assert not more.done()
             sent.go.set()
             await more
-            await lane.settled()
+            await siding.settled()
         assert ("b", 300) == sent.calls[-1][-1]
 
 
@@ -97,8 +97,8 @@ async def test_a_fan_out_that_fails_stops_nothing() -> None:
     sent = _Sent()
     sent.fails = True
     sent.go.set()
-    async with _running(sent) as lane:
-        await lane.put([_line("a", 1)])
-        await lane.put([_line("b", 2)])
-        await lane.settled()
+    async with _running(sent) as siding:
+        await siding.put([_line("a", 1)])
+        await siding.put([_line("b", 2)])
+        await siding.settled()
     assert [[("a", 1)], [("b", 2)]] == sent.calls

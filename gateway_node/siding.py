@@ -1,12 +1,12 @@
 """
-The lane: lines of audiences on their way to the fan-out, beside all other lines of the topic.
+The siding: where lines of audiences wait for the fan-out, beside the way of all other lines of the topic.
 
 To go through thousands of sessions takes a while, and what came for one client behind that is not held up by it. So the
 order of a topic holds among audiences' lines, and among the others, but not between the two. Lines of one audience that
-wait go together. The lane is bounded: a full one holds up the consumer, and with it the topic.
+wait go together. The siding is bounded: a full one holds up the consumer, and with it the topic.
 
-A record may be committed while lines of it are in the lane: what is stored lies in a timeline, and its readers' cursors
-have not moved; what is not stored was for sessions that end with this process.
+A record may be committed while lines of it are in the siding: what is stored lies in a timeline, and the cursors of its
+readers have not moved; what is not stored was for sessions that end with this process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from shared.record import AudienceLine
 
 _MOST_LINES = 256
 _MOST_BYTES = 1 << 20
-_log = get_log("lane")
+_log = get_log("siding")
 
 Send = Callable[[Sequence[AudienceLine]], Awaitable[None]]
 
 
-class Lane:
+class Siding:
     """Owned by the consumer, which runs `run` as a task. `send` is given lines of one audience."""
 
     __slots__ = ("_bytes", "_changed", "_lines", "_room", "_send", "_settled")
