@@ -29,7 +29,7 @@ class DispatcherSettings(RoleSettings):
     )
     timeline_bytes: int = setting("PUSH_TIMELINE_BYTES", 64 << 20, "and their bytes", whole(1024))
     timeline_s: float = setting(
-        "PUSH_TIMELINE_SECONDS", 604_800.0, "seconds that a timeline keeps a message", seconds(1, 31_536_000)
+        "PUSH_TIMELINE_SECONDS", 604_800.0, "seconds that a timeline keeps a message", seconds(1, 2_592_000)
     )
     broadcast_rate: int = setting(
         "PUSH_BROADCAST_RATE", 1_000, "targets a second of a broadcast that names no rate", whole(1, 100_000)

@@ -45,7 +45,7 @@ _STANDING = Script(_LUA / "group_standing.lua")
 _MARK = Script(_LUA / "group_mark.lua")
 _CLEAR = Script(_LUA / "group_clear.lua")
 _PAGE = Script(_LUA / "group_page.lua", PAGE)
-_KEPT_S = 30 * 86_400
+_KEPT_S = 60 * 86_400  # longer than any message is kept
 _MOST_COMPARISONS = 16
 _MOST_NAME = 128
 # C0, DEL and C1, the line and paragraph separators, and halves of surrogate pairs.
