@@ -73,8 +73,12 @@ _encoder = msgspec.json.Encoder()
 
 
 def fingerprint(send: Send, sender: str) -> bytes:
-    """16 bytes that differ between sends that would not have the same effect."""
-    rest = _encoder.encode((send.targets, send.everyone, sender, send.ttl_ms, send.durable, send.groups, send.but))
+    """
+    16 bytes that differ between sends that would not have the same effect.
+
+    A client that sends again does so on another session, so who is left out (`but`) makes no difference.
+    """
+    rest = _encoder.encode((send.targets, send.everyone, sender, send.ttl_ms, send.durable, send.groups))
     return blake2b(rest + b"\n" + send.msg, digest_size=16).digest()
 
 
