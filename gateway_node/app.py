@@ -203,6 +203,7 @@ class Node:
         pacing = Pacing(self._gate, settings.max_outbox_total)
         self._clearance = Clearance(self._lease, pacing, self._delivery, self._fanout)
         self._audiences.turn = self._clearance.turn
+        self._delivery.until_clear = self._clearance.until_clear
         self._audiences.tell = self._gateway.tell
         self._server = await serve(self._gate, self._sock)
         try:

@@ -258,6 +258,7 @@ class Audiences:
         if asks:
             found = await self._timelines.read(asks, most=_MOST_A_PART, most_bytes=_MOST_BYTES_A_PART)
             parts = dict(zip(asks, found, strict=True))
+            await self.turn()  # the node may have been stopped since it asked, and its clients be elsewhere
         self._delivery.now = asyncio.get_running_loop().time()
         for cursor in cursors:
             cursor.pulling = False
@@ -319,6 +320,7 @@ class Audiences:
             (part,) = await self._timelines.read(
                 ((audience.name, head),), most=_MOST_A_PART, most_bytes=_MOST_BYTES_A_PART
             )
+            await self.turn()
             if audience.entering or not part.entries:
                 continue
             messages = [Message(entry.order, entry.expires_ms, entry.but, entry.template) for entry in part.entries]

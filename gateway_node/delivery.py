@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway_node.audience import Cursor
 from gateway_node.backlog import Backlog
@@ -35,12 +35,15 @@ class Delivery:
     """
     See the module. `now` (event loop clock, s) is set by who calls in a batch; `loose` is the fan-out's.
 
-    `read_on` is called with sessions whose window has room, when they are behind in an audience.
+    `read_on` is called with sessions whose window has room, when they are behind in an audience. `until_clear` waits
+    while nothing may be sent.
     """
 
     def __init__(self, hub: Hub, inbox: Inbox, settings: GatewaySettings, moves: CursorMoves, loose: Recent) -> None:
         self.now = 0.0
         self.read_on: Callable[[Session], None]
+        self.until_clear: Callable[[], Awaitable[None]] = _at_once
+        self._suspensions = 0
         self.delivered = 0
         self.duplicates = 0
         self.unknown = 0
@@ -212,6 +215,7 @@ class Delivery:
         """
         session.replaying = session.missed = True
         session.suspended = resync
+        self._suspensions += 1
 
     def resume(self, session: Session) -> None:
         """It is registered again: read the inbox, whether there is room in the window or not."""
@@ -307,11 +311,15 @@ class Delivery:
             return
         for session in open_ones:
             session.missed = False
+        suspensions = self._suspensions
         slices = await self._inbox.read(
             [session.client_id for session in open_ones],
             most=self._settings.window_messages,
             most_bytes=self._window_bytes,
         )
+        await self.until_clear()
+        if suspensions != self._suspensions:
+            return  # the lease was lost since: `resume` has their inboxes read again
         self.now = asyncio.get_running_loop().time()
         for session, inbox in zip(open_ones, slices, strict=True):
             if session.session_id in self._hub.by_id:
@@ -319,3 +327,7 @@ class Delivery:
 
     async def _retire(self, messages: list[tuple[str, bytes]]) -> None:
         RETIRED.inc(await self._inbox.retire(messages))
+
+
+async def _at_once() -> None:
+    """Nothing stands in the way."""

@@ -7,6 +7,7 @@ once, in the inbox's order, and none is left behind.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -248,3 +249,24 @@ async def test_the_sweep_lacks_only_what_was_not_sent(bench: Bench) -> None:
     delivery.fall_behind(session)
     if session.ack:
         assert [await bench.receive() for _ in sent] == [0, 1, 2]
+
+
+async def test_what_was_read_before_the_lease_was_lost_is_not_sent(bench: Bench) -> None:
+    """The node was stopped between its question and the answer; meanwhile its client got the message elsewhere."""
+    bench.delivery.replay(bench.session, await bench.slice())
+    old = await bench.store(1)
+    was_lost = asyncio.Event()
+
+    async def lose() -> None:
+        if not was_lost.is_set():
+            bench.delivery.suspend(bench.session, resync=True)
+            await bench.inbox.retire([(CLIENT, old.message_id.encode())])
+            was_lost.set()
+
+    bench.delivery.until_clear = lose
+    bench.delivery.fall_behind(bench.session)
+    await soon(was_lost.wait())
+    bench.delivery.resume(bench.session)
+    await until(lambda: not bench.session.replaying)
+    bench.record(await bench.store(2))
+    assert await bench.receive() == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from shared.record import AudienceLine
 from shared.settings import load
 from shared.store import Store
 from shared.timeline import AudienceMessage, Timelines
-from tests.harness.connection import Node, Peer, until
+from tests.harness.connection import Node, Peer, soon, until
 from tests.harness.node_parts import Parts, node_parts
 
 CLIENT = "alice"
@@ -112,5 +113,37 @@ async def test_who_goes_live_between_two_writes_gets_nothing_twice(
             await parts.fanout.receive(lines, turn)
             await parts.fanout.receive([await add(timelines, "3")], turn)
             assert 2 * [[*large, "3"]] == [[await receive(peer) for _ in range(3)] for peer in peers]
+    finally:
+        await store.close()
+
+
+async def test_what_was_read_before_the_lease_was_lost_is_not_sent(
+    node: Node, valkey: LocalValkey, namespace: str
+) -> None:
+    """The node was stopped between its question and the answer; meanwhile its client got the message elsewhere."""
+    store = Store(valkey.url, namespace=namespace)
+    timelines = Timelines(store)
+    try:
+        async with parts_of(store) as parts:
+            old = await add(timelines, "old")
+            await parts.fanout.receive([old], parts.audiences.turn)
+            peer = await node.opened()
+            session = Session(SESSION, CLIENT, node.layer.connection, ack=True, expires_s=0.0, device="")
+            parts.hub.add(session)
+            turn, was_lost = parts.audiences.turn, asyncio.Event()
+
+            async def lose() -> None:
+                if not was_lost.is_set():
+                    parts.audiences.suspend_all()
+                    was_lost.set()
+                await turn()
+
+            parts.audiences.turn = lose
+            parts.audiences.attach(session, Memberships(0, {EVERYONE: 0}))
+            await soon(was_lost.wait())
+            parts.audiences.attach(session, Memberships(0, {EVERYONE: old.order}))
+            await until(lambda: session.cursors[EVERYONE].live)
+            await parts.fanout.receive([await add(timelines, "new")], turn)
+            assert "new" == await receive(peer)
     finally:
         await store.close()
