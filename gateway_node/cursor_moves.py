@@ -117,7 +117,7 @@ class CursorMoves:
         CURSORS_MOVED.inc(await self._cursors.move(moves))
 
     async def _collect(self) -> None:
-        """From what is marked to what is pending; what the kernel has not taken yet stays marked."""
+        """From what is marked to what is pending; what is not known to its end yet stays marked."""
         marked, self._marked = self._marked, set()
         audiences, self._audiences = self._audiences, set()
         for audience in audiences:
@@ -125,7 +125,8 @@ class CursorMoves:
         for place, cursor in enumerate(marked):
             if not place % _TURN:
                 await asyncio.sleep(0)
-            if not self._note(cursor) and _waits_for_kernel(cursor):
+            moved = self._note(cursor)
+            if _is_being_sent_to(cursor) or (not moved and _waits_for_kernel(cursor)):
                 self._marked.add(cursor)
 
     def _note(self, cursor: Cursor) -> bool:
@@ -139,6 +140,11 @@ class CursorMoves:
         if cursor.lasting:
             self._pending[cursor.session.client_id, cursor.audience.name] = order
         return True
+
+
+def _is_being_sent_to(cursor: Cursor) -> bool:
+    """Others still get what it may have acknowledged already; until they have, it stands before that."""
+    return cursor.live and cursor.audience.done < cursor.audience.head
 
 
 def _waits_for_kernel(cursor: Cursor) -> bool:

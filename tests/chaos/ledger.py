@@ -19,6 +19,7 @@ from enum import StrEnum
 
 _INF = float("inf")
 _MARGIN_S = 0.5
+_PASS_S = 2.5  # cursors are moved in passes, a busy machine's take their time
 
 
 class Kind(StrEnum):
@@ -219,8 +220,9 @@ class Ledger:
         """Came on a connection that its client has given up for another one; it is not acknowledged there."""
         send = self.sends.get(key) or self._done.get(key)
         sent = send.must.get(client_id) if send is not None else None
-        if sent is not None and sent.arrived is not None and sent.session_id != session_id:
-            self._stale += sent.arrived < self._resumed - _MARGIN_S
+        if send is not None and sent is not None and sent.arrived is not None and sent.session_id != session_id:
+            margin_s = _MARGIN_S if send.kind is Kind.UNICAST else _PASS_S
+            self._stale += sent.arrived < self._resumed - margin_s
 
     def missing(self, before: float = _INF) -> int:
         """Answered 200 before then, and not arrived so far."""
