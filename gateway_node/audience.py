@@ -60,12 +60,13 @@ class Audience:
     """
     `entered`: the dispatchers send records here. `entering`: nobody knows yet what came before.
 
-    `missed`: a record came meanwhile. `filling`: what is missing is about to be read. `waiting` are cursors that read
-    further than the records have come.
+    `changes` counts those who went live, fell behind or left. `missed`: a record came meanwhile. `filling`: what is
+    missing is about to be read. `waiting` are cursors that read further than the records have come.
     """
 
     __slots__ = (
         "acking",
+        "changes",
         "done",
         "entered",
         "entering",
@@ -84,6 +85,7 @@ class Audience:
         self.done = 0
         self.entered = False
         self.entering = True
+        self.changes = 0
         self.missed = False
         self.filling = False
         self.members: dict[Session, Cursor] = {}
@@ -101,6 +103,7 @@ class Audience:
 
     def go_live(self, cursor: Cursor) -> None:
         cursor.live = True
+        self.changes += 1
         live = self.acking if cursor.session.ack else self.plain
         live[cursor.session] = cursor
 
@@ -109,6 +112,7 @@ class Audience:
         if cursor.live:
             cursor.live = False
             cursor.read_to = read_to
+            self.changes += 1
             live = self.acking if cursor.session.ack else self.plain
             live.pop(cursor.session, None)
 

@@ -52,29 +52,34 @@ class Message:
         self.size = len(template)
 
 
+class Around(dict[int, tuple[bytes, ...]]):
+    """What stands before, between and behind addresses of a length, frame headers included; by that length."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def __missing__(self, length: int) -> tuple[bytes, ...]:
+        parts: list[bytes] = [b""]
+        for message in self._messages:
+            parts[-1] += frame_header(TEXT, len(message.head) + length + len(message.tail)) + message.head
+            parts.append(message.tail)
+        self[length] = around = tuple(parts)
+        return around
+
+
 class Batch:
     """
     Messages that go to each session in one write. `size` is that of their templates, `buts` who does not get all.
     """
 
-    __slots__ = ("_around", "buts", "messages", "size")
+    __slots__ = ("around", "buts", "messages", "size")
 
     def __init__(self, messages: Sequence[Message], size: int) -> None:
         self.messages = messages
         self.size = size
         self.buts = {message.but for message in messages if message.but}
-        self._around: dict[int, tuple[bytes, ...]] = {}
-
-    def around(self, length: int) -> tuple[bytes, ...]:
-        """What stands before, between and behind the addresses of `length` bytes, frame headers included."""
-        around = self._around.get(length)
-        if around is None:
-            parts: list[bytes] = [b""]
-            for message in self.messages:
-                parts[-1] += frame_header(TEXT, len(message.head) + length + len(message.tail)) + message.head
-                parts.append(message.tail)
-            around = self._around[length] = tuple(parts)
-        return around
+        self.around = Around(messages)
 
 
 class Fanout:
@@ -170,7 +175,7 @@ class Fanout:
             self.loose.add(message.message_id)
             fresh.append(message)
         for batch in self._batches(fresh):
-            await self._slices(audience, list(audience.members), batch, self._write_plain, turn, 0)
+            await self._slices(audience, list(audience.members), batch, self._write_plain, turn, -1)
 
     async def _send_stored(
         self, audience: Audience, messages: Sequence[Message], after: dict[int, int], turn: Turn
@@ -197,15 +202,13 @@ class Fanout:
     async def _send_all(self, audience: Audience, messages: Sequence[Message], turn: Turn) -> None:
         audience.head = messages[-1].order
         now_ms = time.time_ns() // 1_000_000
-        turned = False
+        as_of = audience.changes
         for batch in self._batches([message for message in messages if message.expires_ms > now_ms]):
-            first = batch.messages[0].order
             if audience.plain:
                 write = self._write_group if audience.is_group else self._write_plain
-                turned = await self._slices(audience, list(audience.plain), batch, write, turn, first, turned)
+                await self._slices(audience, list(audience.plain), batch, write, turn, as_of)
             if audience.acking:
-                write = self._write_acking
-                turned = await self._slices(audience, list(audience.acking), batch, write, turn, first, turned)
+                await self._slices(audience, list(audience.acking), batch, self._write_acking, turn, as_of)
             audience.done = batch.messages[-1].order
         audience.done = audience.head
         if audience.plain:
@@ -238,21 +241,20 @@ class Fanout:
         batch: Batch,
         write: Write,
         turn: Turn,
-        first: int,
-        turned: bool = False,
-    ) -> bool:
+        as_of: int,
+    ) -> None:
         """
-        Write to these sessions, a slice a turn; whether others had their turn since the first batch (`turned`: before).
+        Write to these sessions, a slice a turn.
 
-        `first`: the order of the first message. Behind a turn sessions that are not live any more, or have the messages
-        already (they went live with `head`, which is that of the last batch), are passed over. 0: it is for whoever is
-        there.
+        `as_of`: what `changes` was when `head` was moved on to these messages. Where it is another by now, sessions
+        that are not live any more, or have the messages already (they went live with `head`), are passed over. -1: it
+        is for whoever is there.
         """
+        first = batch.messages[0].order
         most = _PLAIN_A_TURN if write == self._write_plain else _HELD_A_TURN
         a_turn = max(1, min(most, _BYTES_A_TURN // batch.size))
         if self.handed_out + batch.size > self._turn_at:
             await turn()
-            turned = True
             self._since_turn = 0
             self._turn_at = self.handed_out + self._settings.max_outbox // 8
         self.handed_out += batch.size
@@ -260,24 +262,32 @@ class Fanout:
             some: Sequence[Session] = sessions[start : start + a_turn]
             if self._since_turn + len(some) > a_turn:
                 await turn()
-                turned = True
                 self._since_turn = 0
             self._since_turn += len(some)
-            if turned and first:
+            if audience.changes != as_of and as_of >= 0:
                 some = [session for session in some if audience.wants(session, first)]
             write(audience, some, batch)
-        return turned
 
     def _write_plain(self, audience: Audience, sessions: Sequence[Session], batch: Batch) -> None:
         """To sessions that do not acknowledge."""
+        if batch.buts:
+            self._write_plain_but(sessions, batch)
+            return
         count = len(batch.messages)
+        around = batch.around
+        for session in sessions:
+            address = session.address
+            session.connection.send_now(address.join(around[len(address)]))
+            session.delivered += count
+        self.delivered += count * len(sessions)
+
+    def _write_plain_but(self, sessions: Sequence[Session], batch: Batch) -> None:
+        """Some of these do not get all of it."""
         for session in sessions:
             if session.session_id in batch.buts:
                 self._write_some(session, [each for each in batch.messages if each.but != session.session_id])
-                continue
-            session.connection.send_now(session.address.join(batch.around(len(session.address))))
-            session.delivered += count
-            self.delivered += count
+            else:
+                self._write_all(session, batch)
 
     def _write_group(self, audience: Audience, sessions: Sequence[Session], batch: Batch) -> None:
         """As `_write_plain`; a message may go to several groups of a client, or to it and its group."""
@@ -324,7 +334,7 @@ class Fanout:
         self.settle(cursor)
 
     def _write_all(self, session: Session, batch: Batch) -> None:
-        session.connection.send_now(session.address.join(batch.around(len(session.address))))
+        session.connection.send_now(session.address.join(batch.around[len(session.address)]))
         session.delivered += len(batch.messages)
         self.delivered += len(batch.messages)
 
