@@ -334,6 +334,8 @@ class Audiences:
         """Enter those that have members here, leave the others; their order is that of the calls."""
         epoch = self._place.epoch()
         distinct = list(dict.fromkeys(audiences))
+        for audience in distinct:
+            audience.checking = False
         enter = [audience for audience in distinct if audience.members or not audience.is_group]
         leave = [audience for audience in distinct if audience not in enter]
         if enter:
@@ -380,6 +382,15 @@ class Audiences:
         for session, memberships in zip(open_ones, found, strict=True):
             if session.session_id in self._hub.by_id:
                 self.attach(session, memberships)
+                self._check(session)
+
+    def _check(self, session: Session) -> None:
+        """A group of its client may have been deleted and made anew: then nobody knows that members are here."""
+        for cursor in session.cursors.values():
+            audience = cursor.audience
+            if audience.is_group and not audience.checking:
+                audience.checking = True
+                self._enters.add(audience)
 
     # -- the end ---------------------------------------------------------------------------------------------
 

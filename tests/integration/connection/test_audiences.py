@@ -21,6 +21,7 @@ from gateway_node.settings import GatewaySettings
 from pushfleet.local_valkey import LocalValkey
 from shared.cursors import Cursors
 from shared.envelope import Trigger, business_template
+from shared.groups import Groups
 from shared.ids import MessageIdMint
 from shared.keys import EVERYONE
 from shared.record import AudienceLine
@@ -45,6 +46,7 @@ class Bench:
     def __init__(self, peer: Peer, parts: Parts, session: Session, store: Store) -> None:
         self.parts = parts
         self.session = session
+        self.store = store
         self.sent: list[str] = []
         self.got: list[str] = []
         self._timelines = Timelines(store)
@@ -202,6 +204,28 @@ async def test_what_was_acknowledged_elsewhere_is_not_sent_again(bench: Bench) -
     await bench.cut_off(kept=True)
     assert 1 == len(window)
     assert lines[2].order == window.first_order(bench.session.cursors[EVERYONE])
+
+
+@pytest.mark.parametrize("bench", [True], indirect=True, ids=["ack"])
+async def test_a_group_that_was_made_anew_knows_its_nodes(bench: Bench) -> None:
+    """Deleted and made again between two looks: the member is one still, and the node is where its records go."""
+    groups = Groups(bench.store)
+    where = bench.store.keys.audience("g")[3]
+    await groups.create("g", name="", owner="", members=[CLIENT])
+    bench.parts.audiences.changed(SESSION.encode())
+    await until_found(bench.store, where)
+    async for _ in groups.delete("g"):
+        pass
+    await groups.create("g", name="", owner="", members=[CLIENT])
+    assert 0 == await bench.store.redis.exists(where)
+    bench.parts.audiences.changed(SESSION.encode())
+    await until_found(bench.store, where)
+
+
+async def until_found(store: Store, where: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while await store.redis.hget(where, NODE_ID) != b"e1":  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.005)
 
 
 class Walk:
