@@ -126,6 +126,7 @@ class Audiences:
 
     def attach(self, session: Session, memberships: Memberships) -> None:
         """What Redis says of its client's audiences: when it is registered, and whenever that may have changed."""
+        joined_anew = memberships.version != session.version
         session.version = memberships.version
         for name, order in memberships.cursors.items():
             cursor = session.cursors.get(name)
@@ -134,6 +135,8 @@ class Audiences:
             else:
                 cursor.lasting = True
                 self._resume(cursor, order)
+                if joined_anew:
+                    self._skip_to(cursor, order)
         for name, cursor in list(session.cursors.items()):
             if cursor.lasting and name not in memberships.cursors:
                 self._remove(cursor)
@@ -197,6 +200,14 @@ class Audiences:
         cursor.read_to = max(cursor.read_to, order)
         cursor.saved = order
         self.settle(cursor)
+
+    def _skip_to(self, cursor: Cursor, order: int) -> None:
+        """Its client may have left and joined anew, further on: what came between is not for it."""
+        audience = cursor.audience
+        if order > max(cursor.read_to, audience.head if cursor.live else 0):
+            audience.fall_behind(cursor, order)
+            cursor.read_to = cursor.saved = order
+            self.settle(cursor)
 
     # -- the lease -------------------------------------------------------------------------------------------
 

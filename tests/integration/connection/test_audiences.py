@@ -118,6 +118,11 @@ class Bench:
             while len(self.got) < count:  # noqa: ASYNC110 - what comes is looked at in between
                 await asyncio.sleep(0.005)
 
+    async def until_cursor_is_at(self, order: int) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while self.session.cursors[EVERYONE].read_to != order:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+
     async def cursor(self) -> int:
         (memberships,) = await self._cursors.read([CLIENT])
         return memberships.cursors[EVERYONE]
@@ -226,6 +231,20 @@ async def until_found(store: Store, where: str) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while await store.redis.hget(where, NODE_ID) != b"e1":  # noqa: ASYNC110 - Redis tells nobody
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("bench", [True], indirect=True, ids=["ack"])
+async def test_who_left_and_joined_anew_gets_nothing_from_between(bench: Bench) -> None:
+    """Though its node looks only when both have happened."""
+    lines = [await bench.send() for _ in range(2)]
+    name = bench.store.keys.audiences(CLIENT)
+    await bench.store.redis.hset(name, mapping={EVERYONE: f"{lines[1].order:016d}", "#": "2"})
+    bench.parts.audiences.changed(SESSION.encode())
+    await bench.until_cursor_is_at(lines[1].order)
+    await bench.arrive(*lines)
+    await bench.arrive(await bench.send())
+    await bench.until_got(1)
+    assert bench.sent[2:] == bench.got
 
 
 class Walk:
