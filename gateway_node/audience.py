@@ -60,13 +60,15 @@ class Audience:
     """
     `entered`: the dispatchers send records here. `entering`: nobody knows yet what came before.
 
-    `changes` counts those who went live, fell behind or left. `missed`: a record came meanwhile. `filling`: what is
-    missing is about to be read. `waiting` are cursors that read further than the records have come.
+    `checking`: it is about to be entered again. `changes` counts those who went live, fell behind or left. `missed`: a
+    record came meanwhile. `filling`: what is missing is about to be read. `waiting` are cursors that read further than
+    the records have come.
     """
 
     __slots__ = (
         "acking",
         "changes",
+        "checking",
         "done",
         "entered",
         "entering",
@@ -86,6 +88,7 @@ class Audience:
         self.entered = False
         self.entering = True
         self.changes = 0
+        self.checking = False
         self.missed = False
         self.filling = False
         self.members: dict[Session, Cursor] = {}

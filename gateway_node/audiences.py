@@ -126,6 +126,7 @@ class Audiences:
 
     def attach(self, session: Session, memberships: Memberships) -> None:
         """What Redis says of its client's audiences: when it is registered, and whenever that may have changed."""
+        joined_anew = memberships.version != session.version
         session.version = memberships.version
         for name, order in memberships.cursors.items():
             cursor = session.cursors.get(name)
@@ -134,6 +135,8 @@ class Audiences:
             else:
                 cursor.lasting = True
                 self._resume(cursor, order)
+                if joined_anew:
+                    self._skip_to(cursor, order)
         for name, cursor in list(session.cursors.items()):
             if cursor.lasting and name not in memberships.cursors:
                 self._remove(cursor)
@@ -197,6 +200,14 @@ class Audiences:
         cursor.read_to = max(cursor.read_to, order)
         cursor.saved = order
         self.settle(cursor)
+
+    def _skip_to(self, cursor: Cursor, order: int) -> None:
+        """Its client may have left and joined anew, further on: what came between is not for it."""
+        audience = cursor.audience
+        if order > max(cursor.read_to, audience.head if cursor.live else 0):
+            audience.fall_behind(cursor, order)
+            cursor.read_to = cursor.saved = order
+            self.settle(cursor)
 
     # -- the lease -------------------------------------------------------------------------------------------
 
@@ -334,6 +345,8 @@ class Audiences:
         """Enter those that have members here, leave the others; their order is that of the calls."""
         epoch = self._place.epoch()
         distinct = list(dict.fromkeys(audiences))
+        for audience in distinct:
+            audience.checking = False
         enter = [audience for audience in distinct if audience.members or not audience.is_group]
         leave = [audience for audience in distinct if audience not in enter]
         if enter:
@@ -380,6 +393,15 @@ class Audiences:
         for session, memberships in zip(open_ones, found, strict=True):
             if session.session_id in self._hub.by_id:
                 self.attach(session, memberships)
+                self._check(session)
+
+    def _check(self, session: Session) -> None:
+        """A group of its client may have been deleted and made anew: then nobody knows that members are here."""
+        for cursor in session.cursors.values():
+            audience = cursor.audience
+            if audience.is_group and not audience.checking:
+                audience.checking = True
+                self._enters.add(audience)
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -295,6 +295,9 @@ class Gateway:
 
     def log_out(self, session: Session) -> None:
         """Its client leaves: out of the registry, then closed."""
+        session.connection.flush()  # what the client has is settled before the session ends
+        if session.connection.outbox_bytes == 0:
+            self._delivery.kernel_took_all(session)
         if self._hub.remove(session):
             self._end_session(session, CloseCode.NORMAL, clean=True)
         session.connection.session = None

@@ -148,7 +148,7 @@ class FakeNode:
         self._reader: TopicReader | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    async def lease(self, *, life_s: float = 600, **fields: Any) -> None:
+    async def lease(self, *, life_s: float = 3600, **fields: Any) -> None:
         lease = Lease(**{"epoch": self.epoch, "url": f"ws://{self.node_id}/websocket", **fields})
         await self._site.registry.take(self.node_id, lease, life_s=life_s)
 

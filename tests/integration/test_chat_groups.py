@@ -272,3 +272,23 @@ async def test_an_envelope_to_clients_and_groups(cluster: Cluster, name: Name) -
     assert ("all", ack["messageId"]) == (group["msg"], group["messageId"]) == (direct["msg"], direct["messageId"])
     assert (group_id, None) == (group["group"], direct.get("group"))
     assert [] == alice.client.business
+
+
+async def test_who_logs_out_gets_nothing_twice(cluster: Cluster, name: Name) -> None:
+    """What a user had of its group before it left is not what it missed; what came behind that is."""
+    alice, bob = name("alice"), name("bob")
+    async with user(cluster, 0, alice) as sender:
+        async with user(cluster, 1, bob) as member:
+            group = (await sender.ask(3, 4, userIdList=[bob]))["groupId"]
+            await member.told(4)
+            for number in range(20):
+                await sender.ask(9, 0, toMessageId=group, message=number)
+            await member.client.until(lambda: len(member.tellings(10)) == 20)
+            await member.ask(7, 8, openid=bob, loginStatus="0")
+            assert 1000 == await member.client.closed()
+        await sender.ask(9, 0, toMessageId=group, message="missed")
+        async with user(cluster, 2, bob) as again:
+            await again.told(10)
+            await sender.ask(9, 0, toMessageId=group, message="last")
+            await again.client.until(lambda: "last" in again.tellings(10))
+    assert ["missed", "last"] == again.tellings(10)

@@ -21,6 +21,7 @@ from gateway_node.settings import GatewaySettings
 from pushfleet.local_valkey import LocalValkey
 from shared.cursors import Cursors
 from shared.envelope import Trigger, business_template
+from shared.groups import Groups
 from shared.ids import MessageIdMint
 from shared.keys import EVERYONE
 from shared.record import AudienceLine
@@ -45,6 +46,7 @@ class Bench:
     def __init__(self, peer: Peer, parts: Parts, session: Session, store: Store) -> None:
         self.parts = parts
         self.session = session
+        self.store = store
         self.sent: list[str] = []
         self.got: list[str] = []
         self._timelines = Timelines(store)
@@ -114,6 +116,11 @@ class Bench:
     async def until_got(self, count: int) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while len(self.got) < count:  # noqa: ASYNC110 - what comes is looked at in between
+                await asyncio.sleep(0.005)
+
+    async def until_cursor_is_at(self, order: int) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while self.session.cursors[EVERYONE].read_to != order:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.005)
 
     async def cursor(self) -> int:
@@ -202,6 +209,42 @@ async def test_what_was_acknowledged_elsewhere_is_not_sent_again(bench: Bench) -
     await bench.cut_off(kept=True)
     assert 1 == len(window)
     assert lines[2].order == window.first_order(bench.session.cursors[EVERYONE])
+
+
+@pytest.mark.parametrize("bench", [True], indirect=True, ids=["ack"])
+async def test_a_group_that_was_made_anew_knows_its_nodes(bench: Bench) -> None:
+    """Deleted and made again between two looks: the member is one still, and the node is where its records go."""
+    groups = Groups(bench.store)
+    where = bench.store.keys.audience("g")[3]
+    await groups.create("g", name="", owner="", members=[CLIENT])
+    bench.parts.audiences.changed(SESSION.encode())
+    await until_found(bench.store, where)
+    async for _ in groups.delete("g"):
+        pass
+    await groups.create("g", name="", owner="", members=[CLIENT])
+    assert 0 == await bench.store.redis.exists(where)
+    bench.parts.audiences.changed(SESSION.encode())
+    await until_found(bench.store, where)
+
+
+async def until_found(store: Store, where: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while await store.redis.hget(where, NODE_ID) != b"e1":  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("bench", [True], indirect=True, ids=["ack"])
+async def test_who_left_and_joined_anew_gets_nothing_from_between(bench: Bench) -> None:
+    """Though its node looks only when both have happened."""
+    lines = [await bench.send() for _ in range(2)]
+    name = bench.store.keys.audiences(CLIENT)
+    await bench.store.redis.hset(name, mapping={EVERYONE: f"{lines[1].order:016d}", "#": "2"})
+    bench.parts.audiences.changed(SESSION.encode())
+    await bench.until_cursor_is_at(lines[1].order)
+    await bench.arrive(*lines)
+    await bench.arrive(await bench.send())
+    await bench.until_got(1)
+    assert bench.sent[2:] == bench.got
 
 
 class Walk:
