@@ -26,7 +26,7 @@ from dispatcher.v1 import V1, Operation
 from shared.envelope import Trigger
 from shared.errors import BadRequest, Forbidden, PushfleetError, Unauthorized, Unavailable
 from shared.ids import client_id_fault
-from shared.tokens import TokenVerifier
+from shared.key_source import KeySource
 
 
 class Api:
@@ -42,7 +42,7 @@ class Api:
         placement: Placement,
         callers: Callers,
         quotas: Quotas,
-        tokens: TokenVerifier | None,
+        tokens: KeySource,
         tally: Tally,
         health: Callable[[], str],
         degraded: Callable[[], str],
@@ -185,7 +185,7 @@ class Api:
             self._callers.identify(authorization, api_key)
         except Unauthorized:
             token = presented_key(authorization, api_key)
-            if self._tokens is None or token.count(".") != 2:
+            if not self._tokens.ready or token.count(".") != 2:
                 raise
             if [self._tokens.verify(token).client_id] != client_ids:
                 raise Forbidden("this token is another client's", field="clientId") from None

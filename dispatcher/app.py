@@ -43,12 +43,13 @@ from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
+from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
-from shared.tokens import TokenVerifier
+from shared.tokens import KeySetFault
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0
@@ -98,6 +99,9 @@ class Dispatcher:
         self._upstream = UpstreamTaker(self._bus, self._push, namespace=namespace)
         self._placement = Placement(self._store, self._nodes)
         self._quotas = Quotas(self._store)
+        self._keys = KeySource(
+            settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
+        )
         groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
         broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
         self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
@@ -111,7 +115,7 @@ class Dispatcher:
             placement=self._placement,
             callers=Callers(load_keys(settings.api_keys) if settings.auth != "off" else None),
             quotas=self._quotas,
-            tokens=TokenVerifier(settings.jwt_secret) if settings.jwt_secret else None,
+            tokens=self._keys,
             tally=self._tally,
             health=self.health,
             degraded=self.degraded,
@@ -135,6 +139,11 @@ class Dispatcher:
         except OSError as error:
             where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None
+        try:
+            await self._keys.start()
+        except (KeySetFault, OSError) as error:
+            print(f"PUSH_JWT_JWKS={settings.jwt_jwks!r}: {error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
         REGISTRY.register(self._tally)
         self._warn()
@@ -174,6 +183,7 @@ class Dispatcher:
                 await self._placement.close()
         except TimeoutError:
             _log.warning("sends_given_up")
+        await self._keys.close()
         await self._outbox.close()
         await self._nodes.close()
         await self._presence.close(_FINISH_S)

@@ -19,9 +19,6 @@ class DispatcherSettings(RoleSettings):
         "PUSH_HTTP_PORT", 8080, "HTTP: sends, placement, health, metrics; 0: any free one", port_number
     )
     api_keys: str = setting("PUSH_API_KEYS", "", "JSON file of the callers' API keys", existing_file)
-    jwt_secret: str = setting(
-        "PUSH_JWT_SECRET", "", "secret of connect tokens: a client may ask /server/get with its own", secret=True
-    )
     inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
     inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
     timeline_messages: int = setting(
@@ -52,8 +49,7 @@ class DispatcherSettings(RoleSettings):
     def faults(self) -> list[str]:
         """What does not fit together, a line each."""
         faults = self.auth_fault("PUSH_HTTP_HOST", self.bind_host)
-        if self.jwt_secret and len(self.jwt_secret.encode()) < 32:
-            faults.append("PUSH_JWT_SECRET=(not shown): expected 32 bytes or more")
+        faults += self.token_fault()
         if self.auth == "off":
             return faults
         if not self.api_keys:

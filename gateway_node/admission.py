@@ -15,7 +15,7 @@ from gateway_node.settings import GatewaySettings
 from gateway_node.websocket.handshake import Request, offered_subprotocols
 from shared.errors import BadRequest, Forbidden, Unauthorized
 from shared.ids import client_id_fault
-from shared.tokens import TokenVerifier
+from shared.key_source import KeySource
 
 _SUBPROTOCOL = "bearer"
 
@@ -37,12 +37,12 @@ class Admission:
 
     __slots__ = ("_origins", "_verifier")
 
-    def __init__(self, settings: GatewaySettings) -> None:
-        self._verifier = TokenVerifier(settings.jwt_secret) if settings.auth == "jwt" else None
+    def __init__(self, settings: GatewaySettings, keys: KeySource) -> None:
+        self._verifier = keys if settings.auth == "jwt" else None
         self._origins = settings.allowed_origins
 
     def admit(self, request: Request) -> Admitted:
-        """Raises Forbidden, Unauthorized, BadRequest."""
+        """Raises Forbidden, Unauthorized, BadRequest, Unavailable."""
         origin = request.headers.get("origin")
         if origin and self._origins and not any(origin_matches(origin, pattern) for pattern in self._origins):
             raise Forbidden("this origin is not allowed")
@@ -60,6 +60,20 @@ class Admission:
         claims = self._verifier.verify(token)
         device = claims.device or query.get("device", "")
         return Admitted(claims.client_id, claims.expires_s, device, ack, subprotocol, claims.groups)
+
+
+    def renew(self, client_id: str, token: str) -> float:
+        """
+        Until when (epoch s, 0: for ever) a session of the client may go on with this token.
+
+        Raises Unauthorized, Forbidden, Unavailable; BadRequest where there are no tokens.
+        """
+        if self._verifier is None:
+            raise BadRequest("authentication is off here; there is nothing to renew")
+        claims = self._verifier.verify(token)
+        if claims.client_id != client_id:
+            raise Forbidden("the token is another client's", field="token")
+        return claims.expires_s
 
 
 def token_of(request: Request) -> tuple[str, str | None]:

@@ -53,14 +53,16 @@ from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.ids import node_topic
 from shared.inbox import Inbox
+from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.people import People
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.process import Stop
 from shared.registry import Lease, Registry
-from shared.settings import cannot_listen
+from shared.settings import cannot_listen, wrong_setting
 from shared.store import Store
 from shared.timeline import Timelines
+from shared.tokens import KeySetFault
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _SETTLE_S = 5.0
@@ -103,6 +105,9 @@ class Node:
         loose = Recent()
         by_name: dict[str, Audience] = {}
         self._moves = CursorMoves(cursors)
+        self._keys = KeySource(
+            settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
+        )
         self._delivery = Delivery(self._hub, Inbox(self._store), settings, self._moves, loose)
         self._fanout = Fanout(by_name, self._delivery, self._moves, loose, settings)
         self._audiences = Audiences(
@@ -121,9 +126,10 @@ class Node:
         self._neighbours = Neighbours(self._bus, namespace=settings.namespace)
         self._clerk = self._make_clerk(settings)
         self._gateway = Gateway(
-            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal
+            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal, self._keys
         )
         self._clerk.log_out = self._gateway.log_out
+        self._clerk.renew = self._gateway.renew
         self._eviction = Eviction(self._hub, self._neighbours)
         self._lease = LeaseKeeper(
             self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
@@ -212,6 +218,10 @@ class Node:
             )
         except OSError as error:
             raise cannot_listen("PUSH_ADMIN_PORT", settings.admin_port, error) from None
+        try:
+            await self._keys.start()
+        except (KeySetFault, OSError) as error:
+            raise wrong_setting("PUSH_JWT_JWKS", settings.jwt_jwks, str(error)) from None
         self._own(self._ticker.run(), "ticker")
         self._topic_tasks = [self._own(self._come_up(), "start")]
         if settings.auth == "off":
@@ -307,6 +317,8 @@ class Node:
             return "starting: waiting for Redis and the bus"
         if not self._store.available or not self._lease.alive():
             return "the registry (Redis) does not answer"
+        if self._settings.auth == "jwt" and not self._keys.ready:
+            return "starting: waiting for the keys of tokens (PUSH_JWT_JWKS)"
         return None if self._audiences.everyone.entered else "starting: reading the timelines"
 
     def _describe(self, epoch: str) -> Lease:
@@ -394,6 +406,7 @@ class Node:
             self._server.close()
         if self._gate is not None:
             self._gate.abort_unopened()
+        await self._keys.close()
         await self._reconcile.close()
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
         await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)

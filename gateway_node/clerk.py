@@ -35,6 +35,7 @@ from gateway_node.commands import (
     Read,
     Refused,
     Register,
+    Renew,
     Tell,
     TellGroup,
     Words,
@@ -84,6 +85,7 @@ class Clerk:
         words: Words,
     ) -> None:
         self.log_out: Callable[[Session], None]
+        self.renew: Callable[[Session, str], float]
         self._hub = hub
         self._delivery = delivery
         self._upstream = upstream
@@ -106,6 +108,8 @@ class Clerk:
         elif isinstance(command, Heartbeat):
             CLIENT_FRAMES.labels("heartbeat").inc()
             self._send(session, dialect.answer(session, command, Done(0)))
+        elif isinstance(command, Renew):
+            self._on_renew(session, command, dialect)
         elif isinstance(command, Business):
             self._on_business(session, command, dialect)
         elif isinstance(command, Register):
@@ -228,6 +232,14 @@ class Clerk:
         self._delivery.ack(session, (command.message_id,))
         question = Question(session.client_id, people=(session.client_id,), sender_of=command.message_id)
         self._look_up(self._errand(session, command, dialect), question)
+
+    def _on_renew(self, session: Session, command: Renew, dialect: Dialect) -> None:
+        CLIENT_FRAMES.labels("renew").inc()
+        try:
+            expires_s = self.renew(session, command.token)
+        except PushfleetError as error:
+            raise BadFrame(error.code, str(error), None, command.message_id) from None
+        self._send(session, dialect.answer(session, command, Done(0, expires_s=expires_s)))
 
     # -- who the client is -----------------------------------------------------------------------------------
 

@@ -2,13 +2,13 @@
 What clients send: one JSON object a text frame. Pure: bytes in, a command or a fault out.
 
 A frame with `type` and without `msgType` is of the chat dialect (chat.py). The envelope dialect is read here: msgType 1
-business, 2 acknowledgement, 3 heartbeat.
+business, 2 acknowledgement, 3 heartbeat, 5 a newer token.
 """
 
 from __future__ import annotations
 
 from gateway_node.chat import read_chat
-from gateway_node.commands import Ack, Asked, Business, Command, Heartbeat
+from gateway_node.commands import Ack, Asked, Business, Command, Heartbeat, Renew
 from gateway_node.incoming import Incoming, decode_frame
 from shared.ids import client_id_fault, is_message_id
 
@@ -32,9 +32,13 @@ def _read_envelope(incoming: Incoming) -> Command:
         return Heartbeat(incoming.messageId)
     if incoming.msgType == 1:
         return _business(incoming)
+    if incoming.msgType == 5:
+        if not incoming.token:
+            raise incoming.fault("bad_frame", "token: missing, expected a newer connect token")
+        return Renew(incoming.token, incoming.messageId)
     if incoming.msgType is None:
         raise incoming.fault("unknown_type", "expected a msgType or a type")
-    text = f"msgType: {incoming.msgType} is not one that clients send; expected 1, 2 or 3"
+    text = f"msgType: {incoming.msgType} is not one that clients send; expected 1, 2, 3 or 5"
     raise incoming.fault("unknown_type", text)
 
 

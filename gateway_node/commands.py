@@ -95,7 +95,15 @@ class Read:
     message_id: str
 
 
-Command = Business | Ack | Heartbeat | Register | Tell | TellGroup | CreateGroup | ChangeGroup | Read
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """A newer token, so that the session may go on."""
+
+    token: str
+    message_id: str | None = None
+
+
+Command = Business | Ack | Heartbeat | Renew | Register | Tell | TellGroup | CreateGroup | ChangeGroup | Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,7 @@ class Done:
     message_id: str = ""
     request_id: str = ""
     group: NewGroup | None = None
+    expires_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

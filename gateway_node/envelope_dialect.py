@@ -1,10 +1,10 @@
-"""The envelope dialect's answers: msgType 2, 4 and -1. Pure."""
+"""The envelope dialect's answers: msgType 2, 4, 5 and -1. Pure."""
 
 from __future__ import annotations
 
 import time
 
-from gateway_node.commands import Asker, Command, Done, Heartbeat, Refused
+from gateway_node.commands import Asker, Command, Done, Heartbeat, Refused, Renew
 from shared.envelope import MsgType, Trigger, server_envelope
 
 
@@ -16,6 +16,9 @@ class EnvelopeDialect:
     def answer(self, asker: Asker, command: Command, done: Done) -> bytes:
         if isinstance(command, Heartbeat):
             return _envelope(asker, MsgType.HEARTBEAT_ACK, command.message_id)
+        if isinstance(command, Renew):
+            expires_ms = int(done.expires_s * 1000) or None
+            return _envelope(asker, MsgType.RENEWED, command.message_id, msg={"expires": expires_ms})
         return _envelope(asker, MsgType.ACK, done.message_id, done.request_id)
 
     def refusal(self, asker: Asker, refused: Refused) -> bytes:
@@ -32,6 +35,7 @@ def _envelope(
     *,
     text: str | None = None,
     code: str | None = None,
+    msg: object = None,
 ) -> bytes:
     return server_envelope(
         msg_type,
@@ -43,4 +47,5 @@ def _envelope(
         trigger=Trigger.WEBSOCKET,
         result_msg=text,
         code=code,
+        msg=msg,
     )

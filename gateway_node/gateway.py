@@ -38,6 +38,7 @@ from gateway_node.websocket.handshake import Refused, Request, check_upgrade
 from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
+from shared.key_source import KeySource
 from shared.logs import get_log
 from shared.registry import Joined
 
@@ -67,6 +68,7 @@ class Gateway:
         clerk: Clerk,
         health: Callable[[], str | None],
         refusal: Callable[[], str | None],
+        keys: KeySource,
     ) -> None:
         self.now = 0.0
         self._node_id = node_id
@@ -76,7 +78,7 @@ class Gateway:
         self._clerk = clerk
         self._health = health
         self._refusal = refusal
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, keys)
         self._arrivals = Arrivals(settings.connect_rate)
         SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
@@ -292,6 +294,11 @@ class Gateway:
         del self._guests[connection]
         self._clerk.introduce(command)
         self._open_session(connection, guest.admitted, command.client_id, command)
+
+    def renew(self, session: Session, token: str) -> float:
+        """Have the session go on until the token's end (epoch s, 0: for ever). Raises PushfleetError."""
+        session.expires_s = self._admission.renew(session.client_id, token)
+        return session.expires_s
 
     def log_out(self, session: Session) -> None:
         """Its client leaves: out of the registry, then closed."""

@@ -22,6 +22,7 @@ class Incoming(msgspec.Struct):
     messageId: str | None = None  # noqa: N815
     messageIds: list[str] | None = None  # noqa: N815
     requestId: str | None = None  # noqa: N815
+    token: str | None = None
     params: msgspec.Raw = _ABSENT
 
     @property

@@ -46,7 +46,6 @@ class GatewaySettings(RoleSettings):
     url: str = setting("PUSH_NODE_URL", "", "what /server/get tells clients; default ws://<nodeId>/websocket")
     admin_host: str = setting("PUSH_ADMIN_HOST", "127.0.0.1", "bind address of the admin port")
     admin_port: int = setting("PUSH_ADMIN_PORT", 9100, "metrics, health and counts; 0 takes a free one", port_number)
-    jwt_secret: str = setting("PUSH_JWT_SECRET", "", "HS256 secret of connect tokens, 32 bytes or more", secret=True)
     allowed_origins: tuple[str, ...] = setting(
         "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", _origins
     )
@@ -94,5 +93,6 @@ class GatewaySettings(RoleSettings):
     def faults(self) -> Iterable[str]:
         """What is wrong between settings."""
         yield from self.auth_fault("PUSH_NODE_HOST", self.bind_host)
-        if self.auth == "jwt" and len(self.jwt_secret.encode()) < 32:
-            yield "PUSH_JWT_SECRET: expected 32 bytes or more with PUSH_AUTH=jwt (or PUSH_AUTH=off on loopback)"
+        yield from self.token_fault()
+        if self.auth == "jwt" and not (self.jwt_secret or self.jwt_jwks):
+            yield "PUSH_JWT_SECRET: expected 32 bytes or more, or PUSH_JWT_JWKS (or PUSH_AUTH=off on loopback)"

@@ -31,6 +31,7 @@ class MsgType(IntEnum):
     ACK = 2
     HEARTBEAT = 3
     HEARTBEAT_ACK = 4
+    RENEWED = 5
 
 
 _SESSION = b'"sessionId":"'

@@ -31,6 +31,11 @@ def cannot_listen(variable: str, port: int, error: OSError) -> SettingsError:
     return SettingsError(f"{variable}={port}: {error.strerror or error}; expected a free port of this machine")
 
 
+def wrong_setting(variable: str, value: str, reason: str) -> SettingsError:
+    """For what only turns out when it is used."""
+    return SettingsError(f"{variable}={value!r}: {reason}")
+
+
 def setting(
     variable: str, default: Any, meaning: str, parse: Callable[[str], Any] | None = None, *, secret: bool = False
 ) -> Any:
@@ -151,6 +156,13 @@ def existing_file(text: str) -> str:
     return text
 
 
+def jwks(text: str) -> str:
+    """A JWKS file, which has to be there, or a URL, which need not answer yet."""
+    if text.startswith(("http://", "https://")):
+        return text
+    return existing_file(text)
+
+
 def is_loopback(host: str) -> bool:
     """Whether a bind address can be reached from this machine alone."""
     if host == "localhost":
@@ -172,6 +184,10 @@ class RoleSettings:
     insecure: bool = setting("PUSH_INSECURE", False, "1 allows PUSH_AUTH=off on an address others can reach")
     create_topics: bool = setting("PUSH_CREATE_TOPICS", True, "0 where a site creates the fixed topics itself")
     presence: bool = setting("PUSH_PRESENCE", True, "off: sessions that come and go are not told on push-presence")
+    jwt_secret: str = setting("PUSH_JWT_SECRET", "", "HS256 secret of connect tokens, 32 bytes or more", secret=True)
+    jwt_jwks: str = setting("PUSH_JWT_JWKS", "", "their keys: a JWKS file, or an http(s) URL of one", jwks)
+    jwt_audience: str = setting("PUSH_JWT_AUDIENCE", "", "what their aud has to be or hold; unset: any")
+    jwt_issuer: str = setting("PUSH_JWT_ISSUER", "", "what their iss has to be; unset: any")
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
     group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
     client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))
@@ -188,6 +204,12 @@ class RoleSettings:
     def default_host(self) -> str:
         """Every address; without authentication only this machine's own."""
         return "127.0.0.1" if self.auth == "off" else "0.0.0.0"
+
+    def token_fault(self) -> list[str]:
+        """A secret that can be guessed is refused."""
+        if self.jwt_secret and len(self.jwt_secret.encode()) < 32:
+            return ["PUSH_JWT_SECRET=(not shown): expected 32 bytes or more"]
+        return []
 
     def auth_fault(self, variable: str, host: str) -> list[str]:
         """PUSH_AUTH=off on an address that others can reach is refused."""
