@@ -138,8 +138,9 @@ class CursorMoves:
         if order <= cursor.saved:
             return False
         cursor.saved = order
-        if cursor.lasting:
-            self._pending[cursor.session.client_id, cursor.audience.name] = order
+        if cursor.lasting:  # another session of the client may be further
+            key = (cursor.session.client_id, cursor.audience.name)
+            self._pending[key] = max(order, self._pending.get(key, 0))
         return True
 
 
