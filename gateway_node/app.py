@@ -307,7 +307,7 @@ class Node:
             return "starting: waiting for Redis and the bus"
         if not self._store.available or not self._lease.alive():
             return "the registry (Redis) does not answer"
-        return None if self._audiences.everyone.entered else "starting: reading the timelines"
+        return "starting: reading the timelines" if self._audiences.everyone.entering else None
 
     def _describe(self, epoch: str) -> Lease:
         settings = self._settings

@@ -3,9 +3,9 @@ The consumer: this node's topic -> deliveries.
 
 One task reads the topic, alone. A record is many deliveries, a line each; a line that is not one is counted and passed
 over, the lines around it are delivered. After a slice of lines the loop gets a turn, so that a large record holds up
-nobody's heartbeat. A record is committed once its lines are with their sessions: what a node that is killed had in
-memory lies in the inboxes. It reads no faster than the sockets take what comes (pacing.py).
-While the node's lease is not alive nothing is delivered (lease.py).
+nobody's heartbeat. Lines of audiences go on beside the others (siding.py). A record is committed once its other lines
+are with their sessions: what a node that is killed had in memory lies in inboxes and timelines. It reads no faster than
+the sockets take what comes (pacing.py). While the node's lease is not alive nothing is delivered (lease.py).
 
 When the lease was lost and taken again the topic may have been deleted meanwhile by who cleans up behind dead nodes, so
 the consumer ends; the next one opens the topic that is there then.

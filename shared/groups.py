@@ -21,7 +21,6 @@ somebody remembers the old one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -30,7 +29,7 @@ from typing import Any
 from uuid import uuid4
 
 from shared.errors import BadRequest, NotFound, Unavailable, WrongState
-from shared.ids import client_id_fault
+from shared.ids import client_id_fault, display_name_fault
 from shared.paging import PAGE, read_cursor, read_page
 from shared.store import Script, Store
 
@@ -47,9 +46,7 @@ _CLEAR = Script(_LUA / "group_clear.lua")
 _PAGE = Script(_LUA / "group_page.lua", PAGE)
 _KEPT_S = 60 * 86_400  # longer than any message is kept
 _MOST_COMPARISONS = 16
-_MOST_NAME = 128
 # C0, DEL and C1, the line and paragraph separators, and halves of surrogate pairs.
-_NOT_IN_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Standing(IntEnum):
@@ -93,13 +90,6 @@ class _Tally:
         return Changed(len(self.changed), tuple(self.refused), tuple(self.sessions))
 
 
-def group_name_fault(name: str) -> str | None:
-    """What is wrong with a groupName, in words for who gives it; None when it is good."""
-    if len(name) > _MOST_NAME:
-        return f"{len(name)} characters, at most {_MOST_NAME}"
-    return "a groupName may hold no control characters" if _NOT_IN_NAME.search(name) else None
-
-
 def _client_of(item: tuple[str, ...]) -> str:
     return item[0]
 
@@ -128,7 +118,7 @@ class Groups:
         When it raises StoreUnavailable the group may be there with some of its members: `add` the others.
         """
         self._check(client_id_fault(group_id), "groupId")
-        self._check(group_name_fault(name), "groupName")
+        self._check(display_name_fault(name), "groupName")
         self._check_count(members)
         about, _, key, _ = self._store.keys.audience(group_id)
         created = await self._store.run(_CREATE, (about, key), (name, owner, uuid4().hex))
@@ -146,7 +136,7 @@ class Groups:
     async def rename(self, group_id: str, name: str) -> Group:
         """The group as it is now. Raises NotFound, BadRequest."""
         self._keys(group_id)
-        self._check(group_name_fault(name), "groupName")
+        self._check(display_name_fault(name), "groupName")
         found = await self._read(group_id, name)
         if found is None:
             raise _not_found(group_id)
