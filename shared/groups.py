@@ -22,6 +22,7 @@ somebody remembers the old one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -46,7 +47,6 @@ _CLEAR = Script(_LUA / "group_clear.lua")
 _PAGE = Script(_LUA / "group_page.lua", PAGE)
 _KEPT_S = 60 * 86_400  # longer than any message is kept
 _MOST_COMPARISONS = 16
-# C0, DEL and C1, the line and paragraph separators, and halves of surrogate pairs.
 
 
 class Standing(IntEnum):
@@ -228,7 +228,8 @@ class Groups:
         inside = [client_id for client_id in client_ids if client_id not in refused]
         crowded = await self._enter(group_id, inside, start, fresh, tally)
         if crowded:
-            await self._leave(group_id, crowded, _Tally())  # who was taken in above and cannot stay
+            with suppress(NotFound):  # deleted meanwhile: those who are inside are compared all the same
+                await self._leave(group_id, crowded, _Tally())  # who was taken in above and cannot stay
             reason = f"in {self._most_groups} groups, more are not allowed"
             tally.refused += ((client_id, reason) for client_id in crowded)
             refused.update(crowded)
@@ -262,7 +263,8 @@ class Groups:
             if found is not None:
                 crowded = await self._enter(group_id, client_ids, found[1], (), tally)
                 if crowded:
-                    await self._leave(group_id, crowded, tally)
+                    with suppress(NotFound):
+                        await self._leave(group_id, crowded, tally)
             else:
                 members = False
                 await self._quit(group_id, client_ids, tally)
