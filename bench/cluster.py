@@ -60,8 +60,8 @@ class Bench:
         return seconds / 2 if self.quick else seconds
 
     def load_s(self, bus: str) -> float:
-        """How long a publisher has to run for the warm-up and every repetition."""
-        return self.warm_s(bus) + self.repetitions * (self.measured_s + 0.2)
+        """How long a publisher has to run for the warm-up and every repetition, which a busy machine draws out."""
+        return self.warm_s(bus) + self.repetitions * (1.2 * self.measured_s + 0.5)
 
     async def running_rocketmq(self) -> LocalRocketMQ:
         """Started at the first call (it takes seconds), stopped by `close`."""

@@ -101,7 +101,7 @@ def _messages(order: Order) -> Iterator[AudienceMessage]:
     send = order.send
     expires_ms = order.expires_ms if send.durable else 0
     for audience in (EVERYONE,) if send.everyone else send.groups:
-        template = order.template_for("" if audience == EVERYONE else audience)
+        template = order.message.template if audience == EVERYONE else order.template_for(audience)
         yield AudienceMessage(audience, order.message_id, expires_ms, template, send.but, order.again)
 
 

@@ -15,8 +15,8 @@ import msgspec
 from dispatcher.member_lines import MemberLines
 from dispatcher.v1 import Call, Operation, Reply, page_limit
 from shared.errors import BadRequest, NotFound
-from shared.groups import Changed, Group, Groups, group_name_fault
-from shared.ids import MessageIdMint, client_id_fault
+from shared.groups import Changed, Group, Groups
+from shared.ids import MessageIdMint, client_id_fault, display_name_fault
 
 _MOST_IN_CALL = 10_000
 _MOST_ON_PAGE = 1_000
@@ -195,7 +195,7 @@ class GroupsApi:
         if group_id is None:
             group_id = f"g{self._mint.mint()}"
         _check(client_id_fault(group_id), "groupId")
-        _check(group_name_fault(name), "groupName")
+        _check(display_name_fault(name), "groupName")
         if owner:
             _check(client_id_fault(owner), "owner")
         members = _checked(body.members or [])

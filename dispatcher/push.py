@@ -241,7 +241,8 @@ class Push:
             strangers = await self._place(orders, found, parts)
             if strangers:
                 await self._place_strangers(strangers, parts)
-        for order, topic, line in await self._audiences.add([each for each in to_audiences if each.error is None]):
+        to_audiences = [order for order in to_audiences if order.error is None]
+        for order, topic, line in await self._audiences.add(to_audiences) if to_audiences else ():
             part = parts.setdefault(topic, _Part())
             part.lines.append(("", line))
             part.owners.append(order)

@@ -61,7 +61,6 @@ class Admission:
         device = claims.device or query.get("device", "")
         return Admitted(claims.client_id, claims.expires_s, device, ack, subprotocol, claims.groups)
 
-
     def renew(self, client_id: str, token: str) -> float:
         """
         Until when (epoch s, 0: for ever) a session of the client may go on with this token.

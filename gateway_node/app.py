@@ -319,7 +319,7 @@ class Node:
             return "the registry (Redis) does not answer"
         if self._settings.auth == "jwt" and not self._keys.ready:
             return "starting: waiting for the keys of tokens (PUSH_JWT_JWKS)"
-        return None if self._audiences.everyone.entered else "starting: reading the timelines"
+        return "starting: reading the timelines" if self._audiences.everyone.entering else None
 
     def _describe(self, epoch: str) -> Lease:
         settings = self._settings

@@ -58,7 +58,7 @@ class Cursor:
 
 class Audience:
     """
-    `entered`: the dispatchers send records here. `entering`: nobody knows yet what came before.
+    `entering`: the dispatchers may not send records here yet, and nobody knows what came before.
 
     `checking`: it is about to be entered again. `changes` counts those who went live, fell behind or left. `missed`: a
     record came meanwhile. `filling`: what is missing is about to be read. `waiting` are cursors that read further than
@@ -70,7 +70,6 @@ class Audience:
         "changes",
         "checking",
         "done",
-        "entered",
         "entering",
         "filling",
         "head",
@@ -85,7 +84,6 @@ class Audience:
         self.name = name
         self.head = 0
         self.done = 0
-        self.entered = False
         self.entering = True
         self.changes = 0
         self.checking = False

@@ -215,7 +215,6 @@ class Audiences:
         """The lease was lost: enter each audience again. Sessions read on when `attach` is called for them."""
         for audience in self._by_name.values():
             audience.entering = True
-            audience.entered = False
             audience.waiting = []
             for cursor in audience.members.values():
                 audience.fall_behind(cursor, max(audience.done, cursor.read_to))
@@ -371,7 +370,6 @@ class Audiences:
                     words = f"there is no group {audience.name}, which the token names"
                     self.tell(cursor.session, "unknown_group", words, audience.name)
             return
-        audience.entered = True
         if not audience.entering and last <= audience.head:
             return
         if audience.has_live:

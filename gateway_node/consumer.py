@@ -3,9 +3,9 @@ The consumer: this node's topic -> deliveries.
 
 One task reads the topic, alone. A record is many deliveries, a line each; a line that is not one is counted and passed
 over, the lines around it are delivered. After a slice of lines the loop gets a turn, so that a large record holds up
-nobody's heartbeat. A record is committed once its lines are with their sessions: what a node that is killed had in
-memory lies in the inboxes. It reads no faster than the sockets take what comes (pacing.py).
-While the node's lease is not alive nothing is delivered (lease.py).
+nobody's heartbeat. Lines of audiences go on beside the others (siding.py). A record is committed once its other lines
+are with their sessions: what a node that is killed had in memory lies in inboxes and timelines. It reads no faster than
+the sockets take what comes (pacing.py). While the node's lease is not alive nothing is delivered (lease.py).
 
 When the lease was lost and taken again the topic may have been deleted meanwhile by who cleans up behind dead nodes, so
 the consumer ends; the next one opens the topic that is there then.
@@ -33,6 +33,7 @@ from shared.record import AudienceLine, Kind, decode_audience, decode_line, is_a
 _LINES_A_TURN = 256
 _BYTES_A_TURN = 256 << 10
 _CAUGHT_UP_S = 0.05
+_DIRECT = int(Kind.DIRECT)
 _log = get_log("consumer")
 
 
@@ -165,6 +166,7 @@ class Consumer:
 
     async def _deliver_lines(self, lines: list[bytes]) -> None:
         now_ms = time.time_ns() // 1_000_000
+        direct = self._delivery.direct
         run: list[AudienceLine] = []  # lines of one audience go to each session in one write
         for line in lines:
             try:
@@ -178,20 +180,21 @@ class Consumer:
                 if run:
                     await self._siding.put(run)
                     run = []
-                self._deliver_line(line, now_ms)
+                kind, expires_ms, order, envelope = decode_line(line)
+                if expires_ms <= now_ms:
+                    self._expired += 1
+                elif kind == _DIRECT:  # nearly always
+                    direct(envelope, expires_ms, order)
+                else:
+                    self._deliver_other(kind, envelope)
             except ValueError:  # BadLine is one
                 self._set_aside(line)
         if run:
             await self._siding.put(run)
 
-    def _deliver_line(self, line: bytes, now_ms: int) -> None:
+    def _deliver_other(self, kind: int, envelope: bytes) -> None:
         """Raises ValueError."""
-        kind, expires_ms, order, envelope = decode_line(line)
-        if expires_ms <= now_ms:
-            self._expired += 1
-        elif kind == Kind.DIRECT:
-            self._delivery.direct(envelope, expires_ms, order)
-        elif kind == Kind.ONLINE:
+        if kind == Kind.ONLINE:
             self._delivery.online(envelope)
         elif kind == Kind.MEMBER:
             self._audiences.member_line(envelope)

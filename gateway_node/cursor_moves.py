@@ -3,7 +3,7 @@ Cursor moves: what clients acknowledged of their audiences, to Redis in batches.
 
 A cursor that may have moved is marked. One pass works out where the marked ones stand and tells Redis; what comes
 meanwhile is for the next one. Between two passes there is forty times as long as one takes, from a tenth of a second to
-three: moving cursors is a small part of what a message to everyone costs, and of what Redis does. A call that hung (a
+two: moving cursors is a small part of what a message to everyone costs, and of what Redis does. A call that hung (a
 link was cut off, and it was tried again for seconds) kept nobody busy: of each no more than a tenth of a second counts.
 Where a session ends is told at once: its client may come back in a moment. What a node that is killed had not told
 costs messages that come once more, under the same messageId.
@@ -24,7 +24,7 @@ from shared.errors import Unavailable
 from shared.logs import get_log
 
 _LEAST_PAUSE_S = 0.1
-_MOST_PAUSE_S = 3.0
+_MOST_PAUSE_S = 2.0
 _PAUSE_SHARE = 40
 _MOST_BUSY_S = 0.1
 _BATCH = 256
@@ -138,8 +138,9 @@ class CursorMoves:
         if order <= cursor.saved:
             return False
         cursor.saved = order
-        if cursor.lasting:
-            self._pending[cursor.session.client_id, cursor.audience.name] = order
+        if cursor.lasting:  # another session of the client may be further
+            key = (cursor.session.client_id, cursor.audience.name)
+            self._pending[key] = max(order, self._pending.get(key, 0))
         return True
 
 

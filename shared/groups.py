@@ -21,8 +21,8 @@ somebody remembers the old one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import Any
 from uuid import uuid4
 
 from shared.errors import BadRequest, NotFound, Unavailable, WrongState
-from shared.ids import client_id_fault
+from shared.ids import client_id_fault, display_name_fault
 from shared.paging import PAGE, read_cursor, read_page
 from shared.store import Script, Store
 
@@ -47,9 +47,6 @@ _CLEAR = Script(_LUA / "group_clear.lua")
 _PAGE = Script(_LUA / "group_page.lua", PAGE)
 _KEPT_S = 60 * 86_400  # longer than any message is kept
 _MOST_COMPARISONS = 16
-_MOST_NAME = 128
-# C0, DEL and C1, the line and paragraph separators, and halves of surrogate pairs.
-_NOT_IN_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Standing(IntEnum):
@@ -93,13 +90,6 @@ class _Tally:
         return Changed(len(self.changed), tuple(self.refused), tuple(self.sessions))
 
 
-def group_name_fault(name: str) -> str | None:
-    """What is wrong with a groupName, in words for who gives it; None when it is good."""
-    if len(name) > _MOST_NAME:
-        return f"{len(name)} characters, at most {_MOST_NAME}"
-    return "a groupName may hold no control characters" if _NOT_IN_NAME.search(name) else None
-
-
 def _client_of(item: tuple[str, ...]) -> str:
     return item[0]
 
@@ -128,7 +118,7 @@ class Groups:
         When it raises StoreUnavailable the group may be there with some of its members: `add` the others.
         """
         self._check(client_id_fault(group_id), "groupId")
-        self._check(group_name_fault(name), "groupName")
+        self._check(display_name_fault(name), "groupName")
         self._check_count(members)
         about, _, key, _ = self._store.keys.audience(group_id)
         created = await self._store.run(_CREATE, (about, key), (name, owner, uuid4().hex))
@@ -146,7 +136,7 @@ class Groups:
     async def rename(self, group_id: str, name: str) -> Group:
         """The group as it is now. Raises NotFound, BadRequest."""
         self._keys(group_id)
-        self._check(group_name_fault(name), "groupName")
+        self._check(display_name_fault(name), "groupName")
         found = await self._read(group_id, name)
         if found is None:
             raise _not_found(group_id)
@@ -238,7 +228,8 @@ class Groups:
         inside = [client_id for client_id in client_ids if client_id not in refused]
         crowded = await self._enter(group_id, inside, start, fresh, tally)
         if crowded:
-            await self._leave(group_id, crowded, _Tally())  # who was taken in above and cannot stay
+            with suppress(NotFound):  # deleted meanwhile: those who are inside are compared all the same
+                await self._leave(group_id, crowded, _Tally())  # who was taken in above and cannot stay
             reason = f"in {self._most_groups} groups, more are not allowed"
             tally.refused += ((client_id, reason) for client_id in crowded)
             refused.update(crowded)
@@ -272,7 +263,8 @@ class Groups:
             if found is not None:
                 crowded = await self._enter(group_id, client_ids, found[1], (), tally)
                 if crowded:
-                    await self._leave(group_id, crowded, tally)
+                    with suppress(NotFound):
+                        await self._leave(group_id, crowded, tally)
             else:
                 members = False
                 await self._quit(group_id, client_ids, tally)

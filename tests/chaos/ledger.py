@@ -19,7 +19,7 @@ from enum import StrEnum
 
 _INF = float("inf")
 _MARGIN_S = 0.5
-_PASS_S = 2.5  # cursors are moved in passes, a busy machine's take their time
+_PASS_S = 4.0  # cursors are moved in passes up to two seconds apart, and a busy machine's take their time
 
 
 class Kind(StrEnum):

@@ -235,6 +235,22 @@ async def test_both_sides_agree_when_calls_have_met(
     assert expected == await members_of(store, "g") == await inside(store, "g")
 
 
+async def test_who_stays_is_compared_when_the_group_goes_before_who_cannot_stay_has_left(
+    held: HeldStore, groups: Groups, store: Store
+) -> None:
+    """c0 is taken in, c1 is in too many groups; the group is deleted before c1 is taken out of it again."""
+    await groups.create("g", name="", owner="", members=[])
+    await groups.create("other", name="", owner="", members=["c1"])
+    entered = asyncio.create_task(Groups(held, most_groups=1).add("g", ["c0", "c1"]))
+    held.held = "group_enter"
+    async with asyncio.timeout(DEADLINE_S):
+        await held.reached.wait()
+        await delete(groups, "g")
+        held.go.set()
+        await entered
+    assert set() == await inside(store, "g", ["c0", "c1"])
+
+
 async def test_many_at_once_leave_both_sides_agreed(store: Store) -> None:
     """Joins, leaves and deletes of the same clients by many callers at once."""
     callers = [Groups(store, most_in_call=3, most_members=5, most_groups=2) for _ in range(6)]

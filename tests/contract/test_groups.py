@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from shared.errors import BadRequest, NotFound, WrongState
-from shared.groups import Groups, Standing, group_name_fault
+from shared.groups import Groups, Standing
+from shared.ids import display_name_fault
 from shared.registry import Joining, Registry
 from shared.store import Store
 from tests.harness.groups import CLIENTS, DEADLINE_S, START, audiences_of, delete, inside, members_of, send
@@ -64,10 +65,10 @@ async def test_a_bad_group_is_not_made(store: Store, group_id: str, name: str, m
 @pytest.mark.parametrize("bad", ["\x00", "\t", "\x1f", "\x7f", "\x85", "\x9f", "\u2028", "\u2029", "\ud800"])
 def test_a_name_holds_no_control_characters(bad: str) -> None:
     """C0, DEL, C1, line and paragraph separators, halves of pairs; all else is good, up to 128 characters."""
-    assert group_name_fault(f"a{bad}b")
-    assert None is group_name_fault("")
-    assert None is group_name_fault(" é群🙂\xa0" * 21)
-    assert "129" in str(group_name_fault("é" * 129))
+    assert display_name_fault(f"a{bad}b")
+    assert None is display_name_fault("")
+    assert None is display_name_fault(" é群🙂\xa0" * 21)
+    assert "129" in str(display_name_fault("é" * 129))
 
 
 async def test_who_joins_begins_at_the_newest_message(groups: Groups, store: Store) -> None:

@@ -20,19 +20,6 @@ DEADLINE_S = 30.0
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
-
-
-@pytest.fixture
-async def site(valkey: LocalValkey, namespace: str) -> AsyncIterator[Site]:
-    site = Site(valkey.url, namespace)
-    yield site
-    await site.close()
-
-
-@pytest.fixture
 async def caller(site: Site, valkey: LocalValkey, http: aiohttp.ClientSession) -> AsyncIterator[Caller]:
     """Of a dispatcher that asks for no keys."""
     environ = {"PUSH_BROADCAST_RATE": "50", "PUSH_INBOX_MESSAGES": "1", "PUSH_MAX_LAG": "1"}

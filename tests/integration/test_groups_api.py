@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,6 @@ TEAM = "/v1/groups/team"
 MEMBERS = f"{TEAM}/members"
 MANY = [f"client-{number:05}" for number in range(10_000)]
 FAR = 9_999_999_999_999
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
-
-
-@pytest.fixture
-async def site(valkey: LocalValkey, namespace: str) -> AsyncIterator[Site]:
-    site = Site(valkey.url, namespace)
-    yield site
-    await site.close()
-
-
-@pytest.fixture
-async def caller(site: Site, valkey: LocalValkey, http: aiohttp.ClientSession) -> AsyncIterator[Caller]:
-    """Of a dispatcher that asks for no keys."""
-    async with running_dispatcher(valkey.url, site.namespace) as dispatcher:
-        await dispatcher.until("ready")
-        yield Caller(http, dispatcher.url)
 
 
 async def call(caller: Caller, method: str, path: str, body: Any = None) -> Answer:

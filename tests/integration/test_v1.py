@@ -24,27 +24,6 @@ NODE = "10.0.0.7:9000"
 PATH = f"/v1/nodes/{NODE}/drain"
 
 
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as http:
-        yield http
-
-
-@pytest.fixture
-async def site(valkey: LocalValkey, namespace: str) -> AsyncIterator[Site]:
-    site = Site(valkey.url, namespace)
-    yield site
-    await site.close()
-
-
-@pytest.fixture
-async def caller(site: Site, valkey: LocalValkey, http: aiohttp.ClientSession) -> AsyncIterator[Caller]:
-    """Of a dispatcher that asks for no keys."""
-    async with running_dispatcher(valkey.url, site.namespace) as dispatcher:
-        await dispatcher.until("ready")
-        yield Caller(http, dispatcher.url)
-
-
 def fields(answer: Answer) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(answer.text)
     return found

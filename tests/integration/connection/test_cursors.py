@@ -63,3 +63,30 @@ async def test_a_call_that_hung_does_not_hold_up_the_next(node: Node, valkey: Lo
         await store.close()
         await direct.close()
         await proxy.close()
+
+
+async def test_a_session_that_lags_holds_back_no_other_of_its_client(
+    node: Node, valkey: LocalValkey, namespace: str
+) -> None:
+    """Two sessions of a client on one node, both told in one pass: the further one counts."""
+    store = Store(valkey.url, namespace=namespace)
+    key = store.keys.audiences(CLIENT)
+    await store.redis.hset(key, EVERYONE, f"{1:016d}")
+    audience, cursors = Audience(EVERYONE), []
+    for name, order in ((b"ahead", 9), (b"behind", 5)):
+        await node.opened()
+        session = Session(name, CLIENT, node.layer.connection, ack=True, expires_s=0.0, device="")
+        cursor = session.cursors[EVERYONE] = audience.members[session] = Cursor(session, audience, 1, lasting=True)
+        cursor.read_to = order
+        cursors.append(cursor)
+    try:
+        for first, second in (cursors, cursors[::-1]):
+            first.saved = second.saved = 1
+            await store.redis.hset(key, EVERYONE, f"{1:016d}")
+            moves = CursorMoves(Cursors(store))
+            assert moves._note(first)
+            assert moves._note(second)
+            await moves.close(DEADLINE_S)
+            assert f"{9:016d}".encode() == await store.redis.hget(key, EVERYONE)
+    finally:
+        await store.close()

@@ -35,7 +35,7 @@ async def parts_of(store: Store) -> AsyncIterator[Parts]:
     """Of a node that is in the audience of everyone."""
     parts = node_parts(store, load(GatewaySettings, {"PUSH_AUTH": "off"}))
     parts.audiences.enter_all()
-    await until(lambda: parts.audiences.everyone.entered)
+    await until(lambda: not parts.audiences.everyone.entering)
     try:
         yield parts
     finally:

@@ -14,7 +14,7 @@ from pushfleet.cli import main
 from pushfleet.durations import parse_duration
 from pushfleet.roles import settings_options
 from shared.settings import RoleSettings
-from shared.tokens import TokenVerifier
+from tests.harness.tokens import verifier_of
 
 SECRET = "a secret of at least 32 bytes, for tests"
 
@@ -81,7 +81,7 @@ def test_a_flag_wins_over_the_environment() -> None:
 def test_a_token_is_good_for_its_client() -> None:
     """The printed token passes the check that nodes make, and holds client, device and end."""
     result = run("token", "--sub", "alice", "--ttl", "1h", "--device", "phone", PUSH_JWT_SECRET=SECRET)
-    claims = TokenVerifier(SECRET).verify(result.stdout.strip())
+    claims = verifier_of(SECRET).verify(result.stdout.strip())
     assert (claims.client_id, claims.device) == ("alice", "phone")
     assert claims.expires_s > 0
 
