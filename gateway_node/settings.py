@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from shared.ids import is_node_id
+from shared.origins import origin_patterns
 from shared.settings import RoleSettings, one_of, port_number, seconds, setting, whole
 
 
@@ -14,14 +15,6 @@ def _node_id(text: str) -> str:
     if text and not is_node_id(text):
         raise ValueError("expected ip:port as clients and ops see it, [v6]:port for IPv6")
     return text
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    patterns = tuple(part.strip().lower() for part in text.split(",") if part.strip())
-    for pattern in patterns:
-        if "://" not in pattern or pattern.endswith("/"):
-            raise ValueError("expected origins like https://app.example.com,https://*.example.com")
-    return patterns
 
 
 def _time_zone(text: str) -> str:
@@ -47,7 +40,7 @@ class GatewaySettings(RoleSettings):
     admin_host: str = setting("PUSH_ADMIN_HOST", "127.0.0.1", "bind address of the admin port")
     admin_port: int = setting("PUSH_ADMIN_PORT", 9100, "metrics, health and counts; 0 takes a free one", port_number)
     allowed_origins: tuple[str, ...] = setting(
-        "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", _origins
+        "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", origin_patterns
     )
     session_policy: str = setting(
         "PUSH_SESSION_POLICY",
