@@ -15,14 +15,16 @@ from prometheus_client import REGISTRY
 
 from dispatcher.api import Api
 from dispatcher.audiences import AudienceSends
+from dispatcher.auth_failures import AuthFailures
 from dispatcher.broadcast_records import Broadcasts
 from dispatcher.broadcasts import BroadcastRunner
 from dispatcher.broadcasts_api import BroadcastsApi
-from dispatcher.callers import Callers, load_keys
+from dispatcher.callers import Callers
 from dispatcher.clients_api import ClientsApi
 from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
+from dispatcher.key_watch import KeyWatch
 from dispatcher.member_lines import MemberLines
 from dispatcher.metrics import Tally
 from dispatcher.nodes import LiveNodes
@@ -110,12 +112,18 @@ class Dispatcher:
         )
         member_lines = MemberLines(self._nodes, self._publisher)
         sessions = Sessions(self._store, self._nodes, self._publisher)
+        self._callers = Callers(
+            None if settings.auth == "off" else (),
+            tokens=self._keys,
+            failures=AuthFailures(settings.auth_failures),
+            rate=settings.caller_rate,
+        )
+        self._key_watch = KeyWatch(settings.api_keys, self._callers.use, least_key=settings.least_key)
         self._api = Api(
             push=self._push,
             placement=self._placement,
-            callers=Callers(load_keys(settings.api_keys) if settings.auth != "off" else None),
+            callers=self._callers,
             quotas=self._quotas,
-            tokens=self._keys,
             tally=self._tally,
             health=self.health,
             degraded=self.degraded,
@@ -126,6 +134,8 @@ class Dispatcher:
                 *ClientsApi(sessions).operations(),
                 *SessionsApi(sessions).operations(),
             ),
+            limits=settings.http_limits,
+            origins=settings.cors_origins,
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"
@@ -145,6 +155,8 @@ class Dispatcher:
         except (KeySetFault, OSError) as error:
             print(f"PUSH_JWT_JWKS={settings.jwt_jwks!r}: {error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
+        if settings.api_keys and settings.auth != "off":
+            self._key_watch.start()
         REGISTRY.register(self._tally)
         self._warn()
         _log.info("listening", http_host=settings.bind_host, http_port=self._api.http.port)
@@ -184,6 +196,7 @@ class Dispatcher:
         except TimeoutError:
             _log.warning("sends_given_up")
         await self._keys.close()
+        await self._key_watch.close()
         await self._outbox.close()
         await self._nodes.close()
         await self._presence.close(_FINISH_S)
@@ -231,7 +244,3 @@ class Dispatcher:
     def _warn(self) -> None:
         if self._settings.auth == "off":
             _log.warning("authentication_is_off", effect="anybody may send to anybody; for development only")
-            return
-        plain = [entry.name for entry in load_keys(self._settings.api_keys) if entry.key]
-        if plain:
-            _log.warning("plain_api_keys", names=plain, advice="put the key's SHA-256 as `sha256` instead of `key`")

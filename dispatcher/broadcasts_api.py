@@ -163,6 +163,7 @@ class BroadcastsApi:
 
     async def _begin(self, call: Call[BroadcastBody]) -> Reply:
         caller = call.caller
+        caller.check()
         wish = self._wish(call.body, caller.id, caller.name)
         known = await self._records.begun_before(wish)
         if known is not None:

@@ -12,6 +12,7 @@ import click
 
 from pushfleet.dev import dev
 from pushfleet.drain import drain
+from pushfleet.keys import key
 from pushfleet.rocketmq import rocketmq
 from pushfleet.roles import dispatcher, gateway
 from pushfleet.send import send
@@ -46,9 +47,10 @@ def main() -> None:
     \b
       pushfleet gateway --help
       pushfleet dispatcher --help
+      pushfleet key new --name billing --scope send --file keys.json
       pushfleet drain 10.0.0.11:9000           have a node leave in order
     """
 
 
-for command in (dev, send, tail, token, gateway, dispatcher, drain, rocketmq):
+for command in (dev, send, tail, token, key, gateway, dispatcher, drain, rocketmq):
     main.add_command(command)
