@@ -119,7 +119,7 @@ class Dispatcher:
             rate=settings.caller_rate,
         )
         self._key_watch = KeyWatch(settings.api_keys, self._callers.use, least_key=settings.least_key)
-        self._api = Api(
+        self.api = Api(
             push=self._push,
             placement=self._placement,
             callers=self._callers,
@@ -145,7 +145,7 @@ class Dispatcher:
         """Open the port and start what brings the dispatcher up; returns at once. Raises SystemExit."""
         settings = self._settings
         try:
-            await self._api.http.open(settings.bind_host, settings.http_port)
+            await self.api.http.open(settings.bind_host, settings.http_port)
         except OSError as error:
             where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
@@ -159,7 +159,7 @@ class Dispatcher:
             self._key_watch.start()
         REGISTRY.register(self._tally)
         self._warn()
-        _log.info("listening", http_host=settings.bind_host, http_port=self._api.http.port)
+        _log.info("listening", http_host=settings.bind_host, http_port=self.api.http.port)
         self._start = asyncio.create_task(self._come_up(), name="start")
 
     def health(self) -> str:
@@ -187,7 +187,7 @@ class Dispatcher:
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.wait((self._cleaning,))
-        await asyncio.gather(self._api.http.close(_FINISH_S), self._upstream.close(_FINISH_S), self._broadcasts.close())
+        await asyncio.gather(self.api.http.close(_FINISH_S), self._upstream.close(_FINISH_S), self._broadcasts.close())
         try:
             async with asyncio.timeout(_FINISH_S):
                 await self._push.close()
@@ -222,11 +222,11 @@ class Dispatcher:
                     _log.error("start_failed", exc_info=error)
             await asyncio.sleep(pause.next_s())
         self._missing = ""
-        self._api.started = True
+        self.api.started = True
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)  # requests leave few cycles; each full pass over the heap is a pause
-        _log.info("ready", http_port=self._api.http.port, bus=self._settings.bus.partition(":")[0])
+        _log.info("ready", http_port=self.api.http.port, bus=self._settings.bus.partition(":")[0])
 
     async def _connect(self) -> None:
         await self._store.ping()

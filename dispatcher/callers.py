@@ -137,7 +137,7 @@ class Callers:
     ) -> None:
         self._anybody = Caller("system", frozenset(SCOPES)) if keys is None else None
         self._tokens = tokens
-        self._failures = failures or AuthFailures(0.0)
+        self._failures = AuthFailures(0.0) if failures is None else failures
         self._rate = rate or None
         self._by_digest: dict[bytes, tuple[bytes, Caller, float]] = {}
         self._by_name: dict[str, Caller] = {}

@@ -17,7 +17,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -25,14 +25,9 @@ from aiohttp.http_exceptions import LineTooLong
 from dispatcher.answers import failure
 from dispatcher.metrics import REFUSED, Tally
 from shared.logs import OncePerSecond, get_log
+from shared.security_headers import SECURITY_HEADERS
 
-SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "Server": "pushfleet",
-}
+SECURITY = SECURITY_HEADERS | {"Server": "pushfleet"}
 """On every answer, unless it says otherwise itself. aiohttp would name its version as the server."""
 _log = get_log("dispatcher")
 _complaint = OncePerSecond()
@@ -117,7 +112,7 @@ class Door:
 class Connection(web.RequestHandler):
     """A connection to the HTTP port, as aiohttp serves it, behind the door."""
 
-    __slots__ = ("_address", "_body", "_door", "_head_bytes")
+    __slots__ = ("_address", "_body", "_door", "_head_bytes", "_head_end")
 
     def __init__(self, door: Door, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
@@ -125,6 +120,7 @@ class Connection(web.RequestHandler):
         self._address: str | None = None
         self._body: Any = None  # of the last request, while it is being received
         self._head_bytes = -1  # of the head that is not complete yet; -1: none has begun
+        self._head_end = b""  # its last bytes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         address = peer_address(transport)
@@ -132,8 +128,7 @@ class Connection(web.RequestHandler):
         if limit:
             REFUSED.labels(limit).inc()
             self._force_close = True
-            assert isinstance(transport, asyncio.Transport)
-            transport.write(_last_answer(503, "too many connections; try again"))
+            cast(asyncio.Transport, transport).write(_last_answer(503, "too many connections; try again"))
             transport.close()
             return
         self._address = address
@@ -150,7 +145,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         body = self._body
         in_head = body is None or body.is_eof()
-        if in_head and len(data) > self._door.limits.max_head and self._is_too_large(data):
+        if in_head and len(data) + self._head_bytes > self._door.limits.max_head and self._is_too_large(data):
             return
         requests = self._request_count
         super().data_received(data)
@@ -161,23 +156,26 @@ class Connection(web.RequestHandler):
             last_body = self._messages[-1][1]
             self._body = None if last_body.is_eof() else last_body
         elif in_head and data:
-            self._head_goes_on(len(data))
+            self._head_goes_on(data)
 
-    def _head_goes_on(self, size: int) -> None:
+    def _head_goes_on(self, data: bytes) -> None:
         """No request came of these bytes."""
         if self._head_bytes < 0:
             self._head_bytes = 0
             self._body = None
             self._door.head_begun(self)
-        self._head_bytes += size
-        if self._head_bytes > self._door.limits.max_head:
-            self._refuse(431, "header_size", f"a request head of more than {self._door.limits.max_head} bytes")
+        self._head_bytes += len(data)
+        self._head_end = (self._head_end + data)[-3:]
 
     def _is_too_large(self, data: bytes) -> bool:
-        """Whether one piece holds the beginning of a head that is too large; then it is refused."""
-        if data.find(b"\r\n\r\n", 0, self._door.limits.max_head) >= 0:
+        """Whether the head that these bytes begin or go on with is; then it is refused."""
+        known = max(self._head_bytes, 0)
+        before = self._head_end if known else b""
+        most = self._door.limits.max_head
+        if (before + data).find(b"\r\n\r\n", 0, most - known + len(before)) >= 0:
             return False
-        self._refuse(431, "header_size", f"a request head of more than {self._door.limits.max_head} bytes")
+        self._head_bytes = known + len(data)
+        self._refuse(431, "header_size", f"a request head of more than {most} bytes")
         return True
 
     def head_overdue(self) -> None:
@@ -213,7 +211,7 @@ class Connection(web.RequestHandler):
                 address=self._address,
                 error=type(exc).__name__,
             )
-        text = "internal error" if status >= 500 else f"this is no HTTP request ({HTTPStatus(status).phrase})"
+        text = {400: "this is no HTTP request", 431: "the request head is too large"}.get(status, "internal error")
         headers = {**SECURITY, "Content-Type": "application/json; charset=utf-8"}
         answer = web.Response(status=status, body=failure(status, text), headers=headers)
         answer.force_close()
