@@ -25,7 +25,7 @@ from dispatcher.quota import Quotas, used_up
 from dispatcher.requests import Send, parse_list, parse_send
 from dispatcher.v1 import V1, Operation
 from shared.envelope import Trigger
-from shared.errors import BadRequest, Forbidden, PushfleetError, Unavailable
+from shared.errors import BadRequest, PushfleetError, Unavailable
 from shared.ids import client_id_fault
 
 
@@ -149,8 +149,7 @@ class Api:
         """Raises Unavailable, Unauthorized."""
         if not self.started:
             raise Unavailable(self._health() or "starting")
-        headers = request.headers
-        presented = presented_key(headers.get("Authorization"), headers.get("X-API-Key"))
+        presented = _presented(request)
         return self._callers.find(presented) or self._callers.identify(presented, address_of(request))
 
     def _caller(self, request: web.BaseRequest) -> Caller:
@@ -181,7 +180,7 @@ class Api:
         if not self.started:
             raise Unavailable(self._health() or "starting")
         client_ids = request.rel_url.query.getall("clientId", [])
-        self._check_reader(request, client_ids)
+        self._callers.check_reader(_presented(request), address_of(request), client_ids)
         if len(client_ids) != 1:
             raise BadRequest("required, once", field="clientId")
         fault = client_id_fault(client_ids[0])
@@ -189,16 +188,6 @@ class Api:
             raise BadRequest(fault, field="clientId")
         node_id, url = await self._placement.choose(client_ids[0])
         return four_fields(200, success(orjson.dumps({"nodeId": node_id, "url": url})))
-
-    def _check_reader(self, request: web.BaseRequest, client_ids: Sequence[str]) -> None:
-        """Any caller may ask for any client, a client with its connect token for itself."""
-        headers = request.headers
-        presented = presented_key(headers.get("Authorization"), headers.get("X-API-Key"))
-        if self._callers.find(presented) is not None:
-            return
-        claims = self._callers.claims_of(presented, address_of(request))
-        if self._callers.of_claims(claims) is None and [claims.client_id] != client_ids:
-            raise Forbidden("this token is another client's", field="clientId")
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
         if reason := self._health():
@@ -212,6 +201,11 @@ class Api:
 
     async def _openapi(self, _: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=openapi_document(self._operations), headers={"Content-Type": "application/json"})
+
+
+def _presented(request: web.BaseRequest) -> str:
+    headers = request.headers
+    return presented_key(headers.get("Authorization"), headers.get("X-API-Key"))
 
 
 def _post_failure(error: PushfleetError, request_id: str) -> web.Response:

@@ -104,6 +104,11 @@ class Dispatcher:
         self._keys = KeySource(
             settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
         )
+        self._caller_tokens = self._keys
+        if settings.caller_audience:
+            self._caller_tokens = KeySource(
+                settings.jwt_secret, settings.jwt_jwks, audience=settings.caller_audience, issuer=settings.jwt_issuer
+            )
         groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
         broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
         self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
@@ -114,7 +119,8 @@ class Dispatcher:
         sessions = Sessions(self._store, self._nodes, self._publisher)
         self._callers = Callers(
             None if settings.auth == "off" else (),
-            tokens=self._keys,
+            tokens=self._caller_tokens,
+            client_tokens=self._keys,
             failures=AuthFailures(settings.auth_failures),
             rate=settings.caller_rate,
         )
@@ -151,7 +157,8 @@ class Dispatcher:
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
         try:
-            await self._keys.start()
+            for source in {self._keys, self._caller_tokens}:
+                await source.start()
         except (KeySetFault, OSError) as error:
             print(f"PUSH_JWT_JWKS={settings.jwt_jwks!r}: {error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
@@ -195,7 +202,8 @@ class Dispatcher:
                 await self._placement.close()
         except TimeoutError:
             _log.warning("sends_given_up")
-        await self._keys.close()
+        for source in {self._keys, self._caller_tokens}:
+            await source.close()
         await self._key_watch.close()
         await self._outbox.close()
         await self._nodes.close()

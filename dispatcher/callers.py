@@ -122,21 +122,35 @@ class Callers:
     """
     Who presents which key or token. With no keys (PUSH_AUTH=off) everybody is `system` and may do everything.
 
-    `rate`: of JWT callers and of keys that name none, sends/s; 0 is no bound.
+    `tokens` checks those of callers, `client_tokens` those that clients connect with, if others: where an end user's
+    token may say `scope` as well, `aud` has to tell the two apart (PUSH_CALLER_AUDIENCE). `rate`: of JWT callers and of
+    keys that name none, sends/s; 0 is no bound.
     """
 
-    __slots__ = ("_anybody", "_by_digest", "_by_name", "_by_sub", "_failures", "_good_tokens", "_rate", "_tokens")
+    __slots__ = (
+        "_anybody",
+        "_by_digest",
+        "_by_name",
+        "_by_sub",
+        "_client_tokens",
+        "_failures",
+        "_good_tokens",
+        "_rate",
+        "_tokens",
+    )
 
     def __init__(
         self,
         keys: Sequence[KeyEntry] | None,
         *,
         tokens: KeySource | None = None,
+        client_tokens: KeySource | None = None,
         failures: AuthFailures | None = None,
         rate: float = 0.0,
     ) -> None:
         self._anybody = Caller("system", frozenset(SCOPES)) if keys is None else None
         self._tokens = tokens
+        self._client_tokens = client_tokens or tokens
         self._failures = AuthFailures(0.0) if failures is None else failures
         self._rate = rate or None
         self._by_digest: dict[bytes, tuple[bytes, Caller, float]] = {}
@@ -184,28 +198,44 @@ class Callers:
         caller = self.find(presented)
         if caller is not None:
             return caller
-        caller = self.of_claims(self.claims_of(presented, address))
+        try:
+            caller = self._of_claims(self._verified(self._tokens, presented, address))
+        except Unauthorized as error:
+            self._failures.count(address, str(error))
+            raise
         if caller is None:  # a good token all the same: no failure to count
             raise Unauthorized(f"the token is no caller's: it has to have an exp and a scope of {', '.join(SCOPES)}")
         return caller
 
-    def of_claims(self, claims: Claims) -> Caller | None:
+    def check_reader(self, presented: str, address: str, client_ids: Sequence[str]) -> None:
+        """
+        Whether this key or token may ask about these clients: any caller's may, a client's connect token only about
+        itself. Raises Forbidden, and as `identify` does.
+        """
+        if self.find(presented) is not None:
+            return
+        try:
+            claims = self._verified(self._client_tokens, presented, address)
+        except Unauthorized:
+            self.identify(presented, address)
+            return
+        is_caller = self._client_tokens is self._tokens and self._of_claims(claims) is not None
+        if not is_caller and [claims.client_id] != client_ids:
+            raise Forbidden("this token is another client's", field="clientId")
+
+    def _of_claims(self, claims: Claims) -> Caller | None:
         """The caller that a good token names, if it names one."""
         scopes = _SCOPES.intersection(claims.scopes)
         return self._token_caller(claims.client_id, scopes) if scopes and claims.expires_s else None
 
-    def claims_of(self, presented: str, address: str) -> Claims:
-        """What a good token says. Raises as `identify` does."""
-        try:
-            if self._tokens is None or not self._tokens.ready or presented.count(".") != 2:
-                raise Unauthorized(self._unknown(presented))
-            digest = digest_of(presented)
-            if digest not in self._good_tokens:  # who guesses a lot makes no signatures be checked
-                self._failures.check(address)
-            claims = self._tokens.verify(presented)
-        except Unauthorized as error:
-            self._failures.count(address, str(error))
-            raise
+    def _verified(self, tokens: KeySource | None, presented: str, address: str) -> Claims:
+        """Raises as `identify` does."""
+        if tokens is None or not tokens.ready or presented.count(".") != 2:
+            raise Unauthorized(self._unknown(presented))
+        digest = digest_of(presented)
+        if digest not in self._good_tokens:  # who guesses a lot makes no signatures be checked
+            self._failures.check(address)
+        claims = tokens.verify(presented)
         self._remember(digest)
         return claims
 

@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from dispatcher import broadcasts_api, clients_api, groups_api, nodes_api, sessions_api
+from dispatcher.key_file import SCOPES
 from dispatcher.requests import DEFAULT_TTL_S, MOST_GROUPS, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
 from dispatcher.v1 import Operation
 
@@ -85,6 +86,10 @@ _SEND_FIELDS = {
     "durable": "default true: kept for absent targets until acknowledged or expired; false: to who is online now only",
 }
 
+_BEARER = (
+    "An API key, or a JWT with `sub`, `exp` and a `scope` (RFC 8693 section 4.2) of the dispatcher's. The scopes are "
+    f"{', '.join(SCOPES)}; each operation names those it takes."
+)
 
 _FIELDS = {
     "SendBody": _SEND_FIELDS,
@@ -116,8 +121,8 @@ def openapi_document(operations: tuple[Operation[Any], ...]) -> bytes:
             "components": {
                 "schemas": components,
                 "securitySchemes": {
-                    "bearer": {"type": "http", "scheme": "bearer"},
-                    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                    "bearer": {"type": "http", "scheme": "bearer", "description": _BEARER},
+                    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
                 },
             },
         }
@@ -133,6 +138,7 @@ def _paths() -> dict[str, Any]:
     server_get = {
         "operationId": "getServer",
         "summary": "The node that a client should connect to",
+        "description": "Scope: any. A client may ask for itself with its connect token.",
         "parameters": [client_id],
         "responses": _responses(PlaceAnswer, 400, 401, 403, 503),
     }
@@ -186,6 +192,7 @@ def _post(operation: str, summary: str, schema: dict[str, Any], answer: type) ->
     return {
         "operationId": operation,
         "summary": summary,
+        "description": "Scope: send; broadcast with sendToAll.",
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
         "responses": _responses(answer, 400, 401, 403, 409, 413, 429, 503),
     }

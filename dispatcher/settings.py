@@ -34,6 +34,9 @@ class DispatcherSettings(RoleSettings):
     caller_rate: float = setting(
         "PUSH_CALLER_RATE", 0.0, "sends a second of a caller with a JWT, or a key that names no rate; 0: any", _rate
     )
+    caller_audience: str = setting(
+        "PUSH_CALLER_AUDIENCE", "", "what the aud of a caller's JWT has to be or hold; unset: PUSH_JWT_AUDIENCE"
+    )
     auth_failures: float = setting(
         "PUSH_AUTH_FAILURES", 100.0, "requests a second without a good key from one address; 0: any", _rate
     )

@@ -109,6 +109,13 @@ async def until_connections(dispatcher: DispatcherProcess, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_in_flight(dispatcher: DispatcherProcess, count: int) -> None:
+    """Until so many requests are under way, with the one that asks."""
+    async with asyncio.timeout(DEADLINE_S):
+        while await metric(dispatcher, "push_http_in_flight") < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 # -- heads -----------------------------------------------------------------------------------------------------------
 
 
@@ -245,15 +252,19 @@ async def test_connections_are_bounded(limited: DispatcherProcess) -> None:
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_is_bounded(limited: DispatcherProcess, chunked: bool) -> None:
+@pytest.mark.parametrize("sent", ["at once", "told before", "chunked", "chunked in pieces"])
+async def test_a_body_is_bounded(limited: DispatcherProcess, sent: str) -> None:
     """413, whether its size is told before or comes out as it arrives."""
     before = await refused(limited, "body")
     async with wire(limited) as line:
-        if chunked:
+        if sent.startswith("chunked"):
             head = b"POST /message/send HTTP/1.1\r\nHost: x\r\nX-API-Key: billing-key\r\n"
-            chunks = b"800\r\n" + b" " * 0x800 + b"\r\n1\r\n \r\n0\r\n\r\n"
-            line.send(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks)
+            line.send(head + b"Transfer-Encoding: chunked\r\n\r\n800\r\n" + b" " * 0x800 + b"\r\n")
+            if sent == "chunked in pieces":
+                await until_in_flight(limited, 2)
+            line.send(b"1\r\n \r\n0\r\n\r\n")
+        elif sent == "told before":
+            line.send(post(b" ", length=2049))
         else:
             line.send(post(b" " * 2049))
         status, _, body = await line.answer()
@@ -277,9 +288,7 @@ async def test_requests_under_way_are_bounded(limited: DispatcherProcess) -> Non
         lines = [await stack.enter_async_context(wire(limited)) for _ in range(3)]
         for line in lines:
             line.send(post(b'{"to":', length=22))
-        async with asyncio.timeout(DEADLINE_S):
-            while await metric(limited, "push_http_in_flight") < 4:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until_in_flight(limited, 4)
         async with wire(limited) as line:
             line.send(post(b'{"to":"alice","msg":1}'))
             status, headers, _ = await line.answer()

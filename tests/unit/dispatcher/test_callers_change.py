@@ -12,7 +12,7 @@ from dispatcher import auth_failures, callers
 from dispatcher.auth_failures import AuthFailures, host_of
 from dispatcher.callers import Bucket, Callers
 from dispatcher.key_file import KeyEntry, digest_of
-from shared.errors import Overloaded, Unauthorized
+from shared.errors import Forbidden, Overloaded, Unauthorized
 from shared.key_source import KeySource
 from shared.tokens import Claims
 
@@ -167,6 +167,23 @@ def test_callers_of_jwts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 3 == len(known._by_sub)
     assert first[0] is known.identify(token(sub="s0"))
     assert first[1] is not known.identify(token(sub="s1"))
+
+
+def test_an_audience_tells_callers_tokens_from_clients() -> None:
+    """Where connect tokens may say `scope`: they are no callers', and callers' are nobody's connect token."""
+    known = Callers(
+        [],
+        tokens=KeySource(SECRET, "", audience="dispatcher"),
+        client_tokens=KeySource(SECRET, "", audience="nodes"),
+    )
+    connect, caller = token(aud="nodes", sub="alice"), token(aud="dispatcher")
+    assert "jwt:crm" == known.identify(caller).id
+    with pytest.raises(Unauthorized):
+        known.identify(connect)
+    known.check_reader(connect, "", ["alice"])
+    with pytest.raises(Forbidden):
+        known.check_reader(connect, "", ["bob"])
+    known.check_reader(caller, "", ["bob"])
 
 
 # -- failures --------------------------------------------------------------------------------------------------------
