@@ -191,6 +191,7 @@ class Node:
             Membership(groups, self._hub, self._neighbours, self._audiences.changed),
             (EnvelopeDialect(), chat),
             chat,
+            settings,
         )
 
     # -- start -----------------------------------------------------------------------------------------------
@@ -202,6 +203,9 @@ class Node:
         self._gateway.now = self._delivery.now = self._ticked = loop.time()
         limits = Limits(
             max_message=settings.max_frame,
+            max_fragments=settings.max_fragments,
+            byte_rate=settings.byte_rate,
+            control_rate=settings.ping_rate,
             max_outbox_bytes=settings.max_outbox,
             handshake_timeout_s=settings.handshake_timeout_s,
         )

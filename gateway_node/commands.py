@@ -17,6 +17,9 @@ from msgspec import Raw
 
 from shared.person import Person
 
+_MOST_TEXT = 256
+_MOST_ID = 128
+
 
 @dataclass(frozen=True, slots=True)
 class Business:
@@ -153,7 +156,8 @@ class BadFrame(Refused):
     """
     Refused for what its sender should not have sent; too many of them end the connection.
 
-    `chat`: the frame was of the chat dialect, so the answer has to be.
+    `chat`: the frame was of the chat dialect, so the answer has to be. What stems from the frame is cut, so that the
+    answer is short whatever was sent.
     """
 
     def __init__(
@@ -165,8 +169,12 @@ class BadFrame(Refused):
         *,
         chat: bool = False,
     ) -> None:
-        super().__init__(code, text, request_id, message_id)
+        super().__init__(code, text[:_MOST_TEXT], _cut(request_id), _cut(message_id))
         self.chat = chat
+
+
+def _cut(its_id: str | None) -> str | None:
+    return None if its_id is None else its_id[:_MOST_ID]
 
 
 class Asker(Protocol):
