@@ -18,10 +18,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from gateway_node.backlog import Backlog
 from gateway_node.commands import (
@@ -63,8 +62,7 @@ _MOST_CHANGES = 256
 _log = get_log("clerk")
 
 
-@dataclass(slots=True)
-class Errand:
+class Errand(Struct):
     """A command under way."""
 
     session: Session
