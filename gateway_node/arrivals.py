@@ -12,7 +12,7 @@ import random
 
 from shared.errors import Unavailable
 
-_BURST_S = 2.0
+BURST_S = 2.0
 _BACK_IN_S = (1, 5)
 
 
@@ -28,7 +28,7 @@ class Arrivals:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._left = rate * _BURST_S
+        self._left = rate * BURST_S
         self._at = 0.0
 
     def take(self, now: float) -> None:
@@ -36,7 +36,7 @@ class Arrivals:
         if not self._rate:
             return
         if now > self._at:
-            self._left = min(self._rate * _BURST_S, self._left + (now - self._at) * self._rate)
+            self._left = min(self._rate * BURST_S, self._left + (now - self._at) * self._rate)
             self._at = now
         if self._left < 1.0:
             raise Unavailable("too many connections at once; come again", retry_after_s=come_again_s())
