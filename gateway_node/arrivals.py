@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import random
 
+from gateway_node.metrics import REFUSED
 from shared.errors import Unavailable
 
 BURST_S = 2.0
 _BACK_IN_S = (1, 5)
+_REFUSED = REFUSED.labels("node_rate")
 
 
 def come_again_s() -> int:
@@ -39,5 +41,6 @@ class Arrivals:
             self._left = min(self._rate * BURST_S, self._left + (now - self._at) * self._rate)
             self._at = now
         if self._left < 1.0:
+            _REFUSED.inc()
             raise Unavailable("too many connections at once; come again", retry_after_s=come_again_s())
         self._left -= 1.0

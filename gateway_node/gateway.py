@@ -27,16 +27,17 @@ from gateway_node.client_frames import parse_frame
 from gateway_node.commands import BadFrame, Command, Register
 from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
-from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, SESSIONS, SESSIONS_ENDED
+from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, REFUSED, SESSIONS, SESSIONS_ENDED
 from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
+from gateway_node.websocket.addresses import Addresses
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
 from shared.envelope import MsgType, server_envelope
-from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
+from shared.errors import CloseCode, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
 from shared.key_source import KeySource
 from shared.logs import get_log
@@ -45,6 +46,7 @@ from shared.registry import Joined
 _PATHS = ("/websocket", "/ws")
 _JSON = "application/json"
 _REGISTERED = CONNECTIONS.labels("registered")
+_FULL = REFUSED.labels("node_connections")
 _log = get_log("gateway")
 
 
@@ -80,6 +82,12 @@ class Gateway:
         self._refusal = refusal
         self._admission = Admission(settings, keys)
         self._arrivals = Arrivals(settings.connect_rate)
+        self.addresses = Addresses(
+            settings.address_connections,
+            settings.address_connect_rate,
+            settings.address_auth_failures,
+            settings.trusted_proxies,
+        )
         SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
         self._message_ids = MessageIdMint()
@@ -99,6 +107,7 @@ class Gateway:
             return
         try:
             check_upgrade(request)
+            self.addresses.check(connection, request.headers, self.now)
             self._arrivals.take(self.now)
             admitted = self._admission.admit(request)
             self._check_room()
@@ -106,6 +115,8 @@ class Gateway:
             self._refuse(connection, refusal.status, "no_upgrade", str(refusal), headers=refusal.headers)
             return
         except PushfleetError as error:
+            if isinstance(error, Unauthorized):
+                self.addresses.auth_failed(connection, self.now)
             self._refuse(connection, error.status, error.code, str(error), retry_after_s=error.retry_after_s)
             return
         if admitted.client_id:
@@ -161,6 +172,7 @@ class Gateway:
         if (reason := self._refusal()) is not None:
             raise Unavailable(reason)
         if len(self._hub) + len(self._guests) >= self._settings.max_sessions:
+            _FULL.inc()
             raise Unavailable("this node is full", retry_after_s=5)
 
     def _open_session(

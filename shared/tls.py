@@ -17,6 +17,7 @@ from cryptography import x509
 
 from shared.logs import get_log
 from shared.metrics import TLS_EXPIRES
+from shared.settings import wrong_setting
 
 _LOOK_S: Final = 2.0
 _log = get_log("tls")
@@ -31,6 +32,16 @@ class TlsFault(Exception):
         super().__init__(reason)
         self.variable = variable
         self.path = path
+
+
+def open_port_tls(cert: str, key: str) -> ServerTls | None:
+    """Of PUSH_TLS_CERT and PUSH_TLS_KEY; None when there is none. Raises SettingsError."""
+    if not cert:
+        return None
+    try:
+        return ServerTls(cert, key)
+    except TlsFault as fault:
+        raise wrong_setting(fault.variable, fault.path, str(fault)) from None
 
 
 class ServerTls:
