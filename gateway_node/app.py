@@ -306,7 +306,7 @@ class Node:
         settings = self._settings
         return Lease(
             epoch=epoch,
-            url=settings.url or f"ws://{self.node_id}/websocket",
+            url=settings.url or f"{self._ports.scheme}://{self.node_id}/websocket",
             connections=len(self._hub),
             lag_ms=self._lag_ms(),
             weight=settings.weight,

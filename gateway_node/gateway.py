@@ -32,12 +32,13 @@ from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
+from gateway_node.websocket.addresses import Addresses
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
 from gateway_node.websocket.pace import BURST_S, share_s, too_fast
 from shared.envelope import MsgType, server_envelope
-from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
+from shared.errors import CloseCode, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
 from shared.key_source import KeySource
 from shared.logs import get_log
@@ -48,6 +49,7 @@ _JSON = "application/json"
 _REGISTERED = CONNECTIONS.labels("registered")
 _LIMITS = {"too_many_targets": "targets", "too_deep": "json_depth"}
 _FLOODS = ("messages", "bytes", "pings")
+_FULL = REFUSED.labels("node_connections")
 _log = get_log("gateway")
 
 
@@ -86,6 +88,12 @@ class Gateway:
         self._floods = Floods()
         self._message_s = share_s(settings.message_rate)
         self._bounds = Bounds(settings.frame_targets, settings.json_depth)
+        self.addresses = Addresses(
+            settings.address_connections,
+            settings.address_connect_rate,
+            settings.address_auth_failures,
+            settings.trusted_proxies,
+        )
         SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
         self._message_ids = MessageIdMint()
@@ -105,6 +113,7 @@ class Gateway:
             return
         try:
             check_upgrade(request)
+            self.addresses.check(connection, request.headers, self.now)
             self._arrivals.take(self.now)
             admitted = self._admission.admit(request)
             self._floods.check(admitted.client_id, self.now)
@@ -113,6 +122,8 @@ class Gateway:
             self._refuse(connection, refusal.status, "no_upgrade", str(refusal), headers=refusal.headers)
             return
         except PushfleetError as error:
+            if isinstance(error, Unauthorized):
+                self.addresses.auth_failed(connection, self.now)
             self._refuse(connection, error.status, error.code, str(error), retry_after_s=error.retry_after_s)
             return
         if admitted.client_id:
@@ -181,6 +192,7 @@ class Gateway:
         if (reason := self._refusal()) is not None:
             raise Unavailable(reason)
         if len(self._hub) + len(self._guests) >= self._settings.max_sessions:
+            _FULL.inc()
             raise Unavailable("this node is full", retry_after_s=5)
 
     def _open_session(
