@@ -53,6 +53,7 @@ from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.ids import node_topic
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.people import People
@@ -62,7 +63,6 @@ from shared.registry import Lease, Registry
 from shared.settings import cannot_listen, wrong_setting
 from shared.store import Store
 from shared.timeline import Timelines
-from shared.tokens import KeySetFault
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _SETTLE_S = 5.0
