@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway_node.admin import open_admin
+from gateway_node.admission import Admission
 from gateway_node.audience import Audience
 from gateway_node.audiences import Audiences, Place
 from gateway_node.chat import Chat
@@ -40,6 +41,7 @@ from gateway_node.neighbours import Neighbours
 from gateway_node.pacing import Pacing
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
+from gateway_node.renewal import Renewal
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
 from gateway_node.upstream import Upstream
@@ -60,6 +62,7 @@ from shared.people import People
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.process import Stop
 from shared.registry import Lease, Registry
+from shared.revocations import Revocations
 from shared.settings import cannot_listen, wrong_setting
 from shared.store import Store
 from shared.timeline import Timelines
@@ -98,6 +101,7 @@ class Node:
         self._registry = Registry(
             self._store,
             policy=settings.session_policy,
+            most_sessions=settings.client_sessions,
             changed=self._presence.changed if settings.presence else None,
         )
         self._hub = Hub()
@@ -125,11 +129,11 @@ class Node:
         self._upstream = Upstream(self._bus, upstream)
         self._neighbours = Neighbours(self._bus, namespace=settings.namespace)
         self._clerk = self._make_clerk(settings)
+        admission = Admission(settings, self._keys)
         self._gateway = Gateway(
-            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal, self._keys
+            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal, admission
         )
         self._clerk.log_out = self._gateway.log_out
-        self._clerk.renew = self._gateway.renew
         self._eviction = Eviction(self._hub, self._neighbours)
         self._lease = LeaseKeeper(
             self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
@@ -165,6 +169,8 @@ class Node:
             every_s=settings.reconcile_s,
         )
         self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
+        self._renewal = Renewal(admission, Revocations(self._store), self._ticker.ends_otherwise)
+        self._clerk.renew = self._renewal.renew
         self._gateway.registration = self._registration
         self._gateway.audiences = self._audiences
         self._gateway.ticker = self._ticker
@@ -407,6 +413,7 @@ class Node:
         if self._gate is not None:
             self._gate.abort_unopened()
         await self._keys.close()
+        await self._renewal.close()
         await self._reconcile.close()
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
         await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)

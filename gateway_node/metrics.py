@@ -6,6 +6,7 @@ from prometheus_client import Counter, Gauge
 
 SESSIONS = Gauge("push_node_sessions", "Sessions registered on this node")
 CONNECTIONS = Counter("push_node_connections_total", "Connections by how their handshake ended", ["outcome"])
+REFUSED = Counter("push_node_refused_total", "What a limit refused or ended, by the limit", ["limit"])
 SESSIONS_ENDED = Counter("push_node_sessions_ended_total", "Sessions ended, by close code", ["code"])
 LINES = Counter("push_node_lines_total", "Lines of records, by what became of them", ["outcome"])
 DELIVERED = Counter("push_node_delivered_total", "Envelopes written to sessions")
