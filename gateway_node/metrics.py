@@ -6,7 +6,6 @@ from prometheus_client import Counter, Gauge
 
 SESSIONS = Gauge("push_node_sessions", "Sessions registered on this node")
 CONNECTIONS = Counter("push_node_connections_total", "Connections by how their handshake ended", ["outcome"])
-REFUSED = Counter("push_node_refused_total", "What a limit refused or ended, by the limit", ["limit"])
 SESSIONS_ENDED = Counter("push_node_sessions_ended_total", "Sessions ended, by close code", ["code"])
 LINES = Counter("push_node_lines_total", "Lines of records, by what became of them", ["outcome"])
 DELIVERED = Counter("push_node_delivered_total", "Envelopes written to sessions")
@@ -21,4 +20,5 @@ RECONCILED = Counter("push_node_reconciled_total", "Sessions that the sweep foun
 RETIRED = Counter("push_node_retired_total", "Messages taken out of inboxes")
 CLIENT_FRAMES = Counter("push_node_client_frames_total", "Frames from clients, by kind", ["kind"])
 DRAIN_LEFT = Gauge("push_node_drain_left", "Sessions that a drain has still to see off; 0 while there is no drain")
+REFUSED = Counter("push_node_refused_total", "What a limit refused, by limit", ["limit"])
 BACKLOG_LET_GO = Counter("push_node_backlog_let_go_total", "Items let go because a backlog was full", ["backlog"])
