@@ -44,6 +44,7 @@ from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
@@ -51,7 +52,6 @@ from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
 from shared.tls import open_port_tls
-from shared.tokens import KeySetFault
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0

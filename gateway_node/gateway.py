@@ -40,7 +40,6 @@ from gateway_node.websocket.pace import BURST_S, share_s, too_fast
 from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
-from shared.key_source import KeySource
 from shared.logs import get_log
 from shared.registry import Joined
 
@@ -73,7 +72,7 @@ class Gateway:
         clerk: Clerk,
         health: Callable[[], str | None],
         refusal: Callable[[], str | None],
-        keys: KeySource,
+        admission: Admission,
     ) -> None:
         self.now = 0.0
         self._node_id = node_id
@@ -83,7 +82,7 @@ class Gateway:
         self._clerk = clerk
         self._health = health
         self._refusal = refusal
-        self._admission = Admission(settings, keys)
+        self._admission = admission
         self._arrivals = Arrivals(settings.connect_rate)
         self._floods = Floods()
         self._message_s = share_s(settings.message_rate)
@@ -206,6 +205,7 @@ class Gateway:
             ack=admitted.ack,
             expires_s=admitted.expires_s,
             device=admitted.device,
+            issued_s=admitted.issued_s,
         )
         session.early = []
         connection.session = session
@@ -232,12 +232,15 @@ class Gateway:
             self.registration.leave(session)
             self._turn_away(session, error)
             return
+        (answer,) = joined.result()
+        if answer.revoked:
+            self._turn_away(session, Unauthorized("the token was revoked; get a new one"))
+            return
         connection = session.connection
         if not connection.open and not connection.accept(admitted.subprotocol):
             self._hub.remove(session)  # it was refused or went away meanwhile
             self.registration.leave(session)
             return
-        (answer,) = joined.result()
         self._welcome(session, answer, register)
         self.audiences.attach_for_session(session, admitted.groups)
         self.registration.replaced(answer)
@@ -265,6 +268,8 @@ class Gateway:
         text = str(error) if known else "registration failed"
         if connection.open:
             connection.close(CloseCode.TRY_AGAIN_LATER, "not registered; try again")
+        elif isinstance(error, Unauthorized):
+            self._refuse(connection, error.status, error.code, text)
         else:
             self._refuse(connection, 503, "unavailable", text, retry_after_s=come_again_s())
 
@@ -326,11 +331,6 @@ class Gateway:
         del self._guests[connection]
         self._clerk.introduce(command)
         self._open_session(connection, guest.admitted, command.client_id, command)
-
-    def renew(self, session: Session, token: str) -> float:
-        """Have the session go on until the token's end (epoch s, 0: for ever). Raises PushfleetError."""
-        session.expires_s = self._admission.renew(session.client_id, token)
-        return session.expires_s
 
     def log_out(self, session: Session) -> None:
         """Its client leaves: out of the registry, then closed."""

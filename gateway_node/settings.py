@@ -59,6 +59,12 @@ class GatewaySettings(RoleSettings):
         "multi: any number of sessions a client; device: one a device; client: one",
         one_of("multi", "device", "client"),
     )
+    client_sessions: int = setting(
+        "PUSH_CLIENT_SESSIONS",
+        100,
+        "sessions of a client at most; beyond it the oldest are replaced",
+        whole(1, 10_000),
+    )
     weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
     max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))
