@@ -46,7 +46,9 @@ def field_and_fault(error: msgspec.ValidationError) -> tuple[str, str]:
     return field, words[:1].lower() + words[1:]
 
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string that does not end goes to the end of the text: were it no match, each quote in it would be tried as the
+# start of another, which takes the square of its length.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 

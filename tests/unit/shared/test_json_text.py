@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -37,3 +38,11 @@ def test_the_bound_is_64(levels: int, text: str, pretty: bool) -> None:
     for level in range(levels):
         value = [value, []] if level % 2 and level < levels - 1 else {text: value}
     assert (depth_of(value) > 64) == is_too_deep(json.dumps(value, indent=1 if pretty else None).encode())
+
+
+@pytest.mark.parametrize("end", [b"", b"\\", b'"', b'"]'])
+def test_a_string_that_does_not_end_is_read_once(end: bytes) -> None:
+    """Its escaped quotes start no strings of their own: with the square of its length this would take an hour."""
+    brackets = b"[" * 64 + b'"' + b'\\"' * 500_000 + end
+    assert is_too_deep(b"[" + brackets)
+    assert not is_too_deep(brackets)
