@@ -24,7 +24,7 @@ from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
 from dispatcher.member_lines import MemberLines
-from dispatcher.metrics import Tally
+from dispatcher.metrics import Tally, count_refused
 from dispatcher.nodes import LiveNodes
 from dispatcher.nodes_api import NodesApi
 from dispatcher.outbox import Outbox
@@ -32,6 +32,7 @@ from dispatcher.placement import Placement
 from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
+from dispatcher.requests import Bounds
 from dispatcher.reroute import Reroute
 from dispatcher.sessions import Sessions
 from dispatcher.sessions_api import SessionsApi
@@ -102,7 +103,12 @@ class Dispatcher:
         self._keys = KeySource(
             settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
         )
-        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        groups = Groups(
+            self._store,
+            most_members=settings.group_members,
+            most_groups=settings.client_groups,
+            refused=count_refused,
+        )
         broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
         self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
         broadcasts_api = BroadcastsApi(
@@ -126,6 +132,7 @@ class Dispatcher:
                 *ClientsApi(sessions).operations(),
                 *SessionsApi(sessions).operations(),
             ),
+            bounds=Bounds(settings.max_targets, settings.json_depth),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"

@@ -20,14 +20,14 @@ from functools import partial
 import orjson
 
 from gateway_node.admission import Admission, Admitted
-from gateway_node.arrivals import Arrivals, come_again_s
+from gateway_node.arrivals import Arrivals, Floods, come_again_s
 from gateway_node.audiences import Audiences
 from gateway_node.clerk import Clerk
-from gateway_node.client_frames import parse_frame
+from gateway_node.client_frames import Bounds, parse_frame
 from gateway_node.commands import BadFrame, Command, Register
 from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
-from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, SESSIONS, SESSIONS_ENDED
+from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, REFUSED, SESSIONS, SESSIONS_ENDED
 from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
@@ -35,6 +35,7 @@ from gateway_node.ticker import Ticker
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
+from gateway_node.websocket.pace import BURST_S, share_s, too_fast
 from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
@@ -45,6 +46,8 @@ from shared.registry import Joined
 _PATHS = ("/websocket", "/ws")
 _JSON = "application/json"
 _REGISTERED = CONNECTIONS.labels("registered")
+_LIMITS = {"too_many_targets": "targets", "too_deep": "json_depth"}
+_FLOODS = ("messages", "bytes", "pings")
 _log = get_log("gateway")
 
 
@@ -80,6 +83,9 @@ class Gateway:
         self._refusal = refusal
         self._admission = Admission(settings, keys)
         self._arrivals = Arrivals(settings.connect_rate)
+        self._floods = Floods()
+        self._message_s = share_s(settings.message_rate)
+        self._bounds = Bounds(settings.frame_targets, settings.json_depth)
         SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
         self._message_ids = MessageIdMint()
@@ -101,6 +107,7 @@ class Gateway:
             check_upgrade(request)
             self._arrivals.take(self.now)
             admitted = self._admission.admit(request)
+            self._floods.check(admitted.client_id, self.now)
             self._check_room()
         except Refused as refusal:
             self._refuse(connection, refusal.status, "no_upgrade", str(refusal), headers=refusal.headers)
@@ -118,13 +125,20 @@ class Gateway:
     def message_received(self, connection: Connection, data: bytes) -> None:
         context = connection.session
         try:
-            asked = parse_frame(data)
+            asked = parse_frame(data, self._bounds)
             if isinstance(context, Session):
-                self._clerk.obey(context, asked)
+                ahead_s = context.charge(asked.command, self._message_s, self.now)
+                if ahead_s > BURST_S:
+                    self.limit_exceeded(connection, "messages")
+                    connection.cut(CloseCode.FLOODING, too_fast("messages", ahead_s))
+                else:
+                    self._clerk.obey(context, asked)
             elif isinstance(context, Guest):
                 self._on_first_frame(connection, context, asked.command)
         except BadFrame as fault:
             CLIENT_FRAMES.labels("bad").inc()
+            if limit := _LIMITS.get(fault.code):
+                REFUSED.labels(limit).inc()
             self._on_bad_frame(connection, fault)
 
     def drained(self, connection: Connection) -> None:
@@ -139,6 +153,11 @@ class Gateway:
         elif isinstance(context, Session) and self._hub.remove(context):
             self._end_session(context, code, clean)
 
+    def limit_exceeded(self, connection: Connection, limit: str) -> None:
+        REFUSED.labels(limit).inc()
+        if limit in _FLOODS and isinstance(connection.session, Session):
+            self._floods.add(connection.session.client_id, self.now)
+
     def close_guests(self, code: int, reason: str) -> None:
         """Those who have not said who they are would become sessions whatever the node takes."""
         for connection in list(self._guests):
@@ -149,6 +168,7 @@ class Gateway:
     def tick(self, now: float) -> None:
         self.now = now
         self._delivery.now = now
+        self._floods.forget(now)
         late = [connection for connection, guest in self._guests.items() if guest.deadline <= now]
         for connection in late:
             del self._guests[connection]
@@ -316,7 +336,8 @@ class Gateway:
         if isinstance(context, Session):
             self._clerk.refuse_frame(context, fault)
             if context.is_flooding_bad_frames(self.now, self._settings.bad_frames):
-                connection.close(CloseCode.POLICY_VIOLATION, "too many bad frames")
+                REFUSED.labels("bad_frames").inc()
+                connection.cut(CloseCode.POLICY_VIOLATION, "too many bad frames")
         elif isinstance(context, Guest):
             connection.close(CloseCode.POLICY_VIOLATION, str(fault)[:120])
 

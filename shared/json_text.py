@@ -12,6 +12,9 @@ from itertools import accumulate
 import msgspec
 
 DEEPEST = 64
+"""By default."""
+MOST_DEEP = 256
+"""Decoders recurse: beyond some hundreds of levels they fail."""
 
 _AT = re.compile(r" - at `\$\.?([^`]*)`\Z")
 _UNKNOWN = "Object contains unknown field `"

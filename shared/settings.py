@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from shared.json_text import DEEPEST, MOST_DEEP
 from shared.redis_url import EXPECTED, read_redis_url, split_url
 
 Settings = TypeVar("Settings")
@@ -202,6 +203,7 @@ class RoleSettings:
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
     group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
     client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))
+    json_depth: int = setting("PUSH_JSON_DEPTH", DEEPEST, "levels that JSON may be nested", whole(8, MOST_DEEP))
     log_level: str = setting(
         "PUSH_LOG_LEVEL", "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")
     )

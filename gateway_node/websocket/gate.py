@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway_node.websocket.connection import Connection
+from gateway_node.websocket.outgoing import Outgoing
+from gateway_node.websocket.pace import Pace, share_s
 from shared.logs import get_log
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ class Limits:
     """A message of a client; 1009 beyond."""
     max_fragments: int = 1024
     """Frames of one message; 1008 beyond."""
+    byte_rate: float = 0.0
+    """Bytes a second, five seconds' worth at once, a fragment counting as some more; 4029 beyond; 0: any."""
+    control_rate: float = 0.0
+    """Pings and pongs a second, five seconds' worth at once; 4029 beyond; 0: any."""
     max_outbox_bytes: int = 1 << 20
     """What the kernel has not taken of what was sent; 4008 beyond."""
     handshake_timeout_s: float = 10.0
@@ -51,9 +57,9 @@ class Flusher:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._dirty: list[Connection] = []
+        self._dirty: list[Outgoing] = []
 
-    def mark(self, connection: Connection) -> None:
+    def mark(self, connection: Outgoing) -> None:
         """Have `connection` flushed at the end of this turn; a connection marks itself once until it is."""
         dirty = self._dirty
         if not dirty:
@@ -158,7 +164,7 @@ class Gate:
     `on_binary` takes binary messages; without it one closes the connection with 1003.
     """
 
-    __slots__ = ("_loop", "alive", "blocked", "closing", "flusher", "limits", "on_binary", "opening", "upper")
+    __slots__ = ("_loop", "alive", "blocked", "closing", "flusher", "limits", "on_binary", "opening", "pace", "upper")
 
     def __init__(
         self,
@@ -169,6 +175,7 @@ class Gate:
     ) -> None:
         self.upper = upper
         self.limits = limits or Limits()
+        self.pace = Pace(share_s(self.limits.byte_rate), share_s(self.limits.control_rate))
         self.on_binary = on_binary
         self.flusher = Flusher(loop)
         self.opening = Deadlines(self.limits.handshake_timeout_s)
