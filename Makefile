@@ -57,6 +57,10 @@ conformance: $(READY) ## WebSocket conformance
 chaos: $(READY) jars ## random faults for 20 minutes, nothing lost (ARGS='--minutes 5 --seed 7'); docs/chaos.md has the method
 	$(BIN)/python -m tests.chaos.run $(ARGS)
 
+fuzz: $(READY) ## hostile input to every parser, 10 minutes each (ARGS='frames tokens --minutes 1'); docs/fuzzing.md
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
+
 bench: $(READY) ## measure everything that is promised (ARGS='latency --quick'); bench/README.md has the method
 	$(BIN)/python -m bench.run $(ARGS)
 
@@ -90,4 +94,4 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --editable '.[embedded]' --group dev
 	@touch $@
 
-.PHONY: help run rocketmq test lint types fmt unit contract integration conformance chaos bench jars clean
+.PHONY: help run rocketmq test lint types fmt unit contract integration conformance chaos fuzz bench jars clean
