@@ -55,7 +55,7 @@ class Wsload:
 @asynccontextmanager
 async def wsload(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AsyncIterator[Wsload]:
     """A load client against 127.0.0.1:port, without connections yet."""
-    command = [str(_BUILD / "wsload"), "-p", str(port), "-D", "600", *options]
+    command = [str(_BUILD / "wsload"), "-p", str(port), "-D", "1800", *options]
     child = await spawn("wsload", command, folder, cores, piped=True)
     try:
         yield Wsload(child)
@@ -67,6 +67,16 @@ async def wsload(folder: Path, port: int, *options: str, cores: Cores = LOAD_COR
 async def httppub(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AsyncIterator[Child]:
     """A publisher that runs beside the block; `finish` reads its numbers."""
     child = await spawn("httppub", [str(_BUILD / "httppub"), "-p", str(port), *options], folder, cores, piped=True)
+    try:
+        yield child
+    finally:
+        await child.stop()
+
+
+@asynccontextmanager
+async def abuse(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AsyncIterator[Child]:
+    """Hostile connections of every kind (load/abuse.c) beside the block; `finish` reads its numbers."""
+    child = await spawn("abuse", [str(_BUILD / "abuse"), "-p", str(port), *options], folder, cores, piped=True)
     try:
         yield child
     finally:

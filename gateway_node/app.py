@@ -10,14 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-import socket
 from asyncio import Task
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from aiohttp import web
-
-from gateway_node.admin import open_admin
 from gateway_node.audience import Audience
 from gateway_node.audiences import Audiences, Place
 from gateway_node.chat import Chat
@@ -38,13 +34,12 @@ from gateway_node.membership import Membership
 from gateway_node.metrics import LAG
 from gateway_node.neighbours import Neighbours
 from gateway_node.pacing import Pacing
+from gateway_node.ports import Ports
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
 from gateway_node.upstream import Upstream
-from gateway_node.websocket.gate import Gate, Limits
-from gateway_node.websocket.listener import Listener, listening_socket, serve
 from gateway_node.window import Recent
 from shared.backoff import Backoff
 from shared.bus import open_bus
@@ -59,7 +54,7 @@ from shared.people import People
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.process import Stop
 from shared.registry import Lease, Registry
-from shared.settings import cannot_listen, wrong_setting
+from shared.settings import wrong_setting
 from shared.store import Store
 from shared.timeline import Timelines
 from shared.tokens import KeySetFault
@@ -72,11 +67,7 @@ _log = get_log("node")
 
 async def run(settings: GatewaySettings, stop: Stop) -> None:
     """Serve until `stop` is set or somebody asks the node to leave, then drain."""
-    try:
-        sock = listening_socket(settings.bind_host, settings.port)
-    except OSError as error:
-        raise cannot_listen("PUSH_NODE_PORT", settings.port, error) from None
-    node = Node(settings, sock)
+    node = Node(settings, Ports(settings))
     try:
         await node.open()
         await node.until_left(stop)
@@ -87,10 +78,10 @@ async def run(settings: GatewaySettings, stop: Stop) -> None:
 class Node:
     """The parts of a node and the order they start and stop in."""
 
-    def __init__(self, settings: GatewaySettings, sock: socket.socket) -> None:
-        self.node_id = settings.advertise or _own_node_id(settings.bind_host, sock)
+    def __init__(self, settings: GatewaySettings, ports: Ports) -> None:
+        self.node_id = ports.node_id
         self._settings = settings
-        self._sock = sock
+        self._ports = ports
         self._topic = node_topic(settings.namespace, self.node_id)
         self._store = Store(settings.redis_url, namespace=settings.namespace)
         self._bus = open_bus(settings.bus, namespace=settings.namespace)
@@ -169,10 +160,7 @@ class Node:
         self._gateway.audiences = self._audiences
         self._gateway.ticker = self._ticker
         self._consumer: Consumer | None = None
-        self._gate: Gate | None = None
         self._clearance: Clearance | None = None
-        self._server: Listener | None = None
-        self._admin: web.AppRunner | None = None
         self._tasks: list[Task[None]] = []
         self._topic_tasks: list[Task[None]] = []  # those that would make it again
         self._reached_bus = False
@@ -198,26 +186,13 @@ class Node:
     async def open(self) -> None:
         """Open the ports and start what brings the node up; returns at once."""
         settings = self._settings
-        loop = asyncio.get_running_loop()
-        self._gateway.now = self._delivery.now = self._ticked = loop.time()
-        limits = Limits(
-            max_message=settings.max_frame,
-            max_outbox_bytes=settings.max_outbox,
-            handshake_timeout_s=settings.handshake_timeout_s,
-        )
-        self._gate = Gate(self._gateway, loop, limits)
-        pacing = Pacing(self._gate, settings.max_outbox_total)
+        self._gateway.now = self._delivery.now = self._ticked = asyncio.get_running_loop().time()
+        pacing = Pacing(self._ports.make_gate(self._gateway), settings.max_outbox_total)
         self._clearance = Clearance(self._lease, pacing, self._delivery, self._fanout)
         self._audiences.turn = self._clearance.turn
         self._delivery.until_clear = self._clearance.until_clear
         self._audiences.tell = self._gateway.tell
-        self._server = await serve(self._gate, self._sock)
-        try:
-            self._admin, admin_port = await open_admin(
-                settings.admin_host, settings.admin_port, self.node_id, self._gateway, self._hub, self._drain.state
-            )
-        except OSError as error:
-            raise cannot_listen("PUSH_ADMIN_PORT", settings.admin_port, error) from None
+        await self._ports.open(self._gateway, self._hub, self._drain.state)
         try:
             await self._keys.start()
         except (KeySetFault, OSError) as error:
@@ -229,8 +204,8 @@ class Node:
         _log.info(
             "ready",
             node_id=self.node_id,
-            port=self._sock.getsockname()[1],
-            admin_port=admin_port,
+            port=self._ports.port,
+            admin_port=self._ports.admin_port,
             topic=self._topic,
             bus=settings.bus.partition(":")[0],
         )
@@ -350,8 +325,7 @@ class Node:
         self._gateway.tick(now)
         self._reconcile.tick(now - self._ticked)
         self._ticked = now
-        if self._gate is not None:
-            self._gate.tick(now)
+        self._ports.tick(now)
         if len(self._hub) > 1.2 * self._frozen_at + 500:
             # Long-lived objects out of the collector's sight: see docs/adr for the pauses measured without it.
             gc.collect(1)
@@ -402,10 +376,7 @@ class Node:
 
     async def close(self) -> None:
         """Stop everything, in the order that loses nothing."""
-        if self._server is not None:
-            self._server.close()
-        if self._gate is not None:
-            self._gate.abort_unopened()
+        self._ports.stop_listening()
         await self._keys.close()
         await self._reconcile.close()
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
@@ -422,27 +393,5 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._bus.close()
         await self._store.close()
-        if self._admin is not None:
-            await self._admin.cleanup()
+        await self._ports.close()
         _log.info("stopped", node_id=self.node_id)
-
-
-def _own_node_id(host: str, sock: socket.socket) -> str:
-    """The bound address; for `every address`, the one that this machine would reach others from."""
-    port = sock.getsockname()[1]
-    if host in ("0.0.0.0", "::", ""):
-        host = _outward_address()
-    elif host == "localhost":
-        host = "127.0.0.1"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _outward_address() -> str:
-    """Connecting a UDP socket sends nothing; it only chooses a source address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737)
-            address: str = probe.getsockname()[0]
-        except OSError:
-            return "127.0.0.1"
-        return address

@@ -1,4 +1,7 @@
-"""The scenarios by name, in the order in which they run. Each module has `run(bench) -> Result`."""
+"""
+The scenarios by name, in the order in which they run; the long ones run when they are named. Each module has
+`run(bench) -> Result`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from bench.scenarios import (
     latency,
     overload,
     send_to_all,
+    soak,
     storm,
 )
 
@@ -35,3 +39,5 @@ SCENARIOS: dict[str, Scenario] = {
     "overload": overload.run,
     "storm": storm.run,
 }
+
+LONG_SCENARIOS: dict[str, Scenario] = {"soak": soak.run}
