@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from dispatcher.answers import item_failure, item_success, success
 from dispatcher.callers import Caller, Callers, presented_key
-from dispatcher.http import Endpoint, HttpPort, PostAnswer, address_of, error_answer, four_fields
+from dispatcher.http import Endpoint, HttpPort, PostAnswer, error_answer, four_fields
 from dispatcher.http_door import HttpLimits
 from dispatcher.metrics import Tally
 from dispatcher.openapi import openapi_document
@@ -22,8 +22,9 @@ from dispatcher.order import Order
 from dispatcher.placement import Placement
 from dispatcher.push import Push
 from dispatcher.quota import Quotas, used_up
-from dispatcher.requests import Send, parse_list, parse_send
+from dispatcher.requests import USUAL, Bounds, Send, parse_list, parse_send
 from dispatcher.v1 import V1, Operation
+from shared.addresses import Network
 from shared.envelope import Trigger
 from shared.errors import BadRequest, PushfleetError, Unavailable
 from shared.ids import client_id_fault
@@ -48,18 +49,21 @@ class Api:
         operations: tuple[Operation[Any], ...],
         limits: HttpLimits | None = None,
         origins: Sequence[str] = (),
+        trusted: Sequence[Network] = (),
+        bounds: Bounds = USUAL,
     ) -> None:
         self._push = push
         self._placement = placement
         self._callers = callers
         self._quotas = quotas
         self._tally = tally
+        self._bounds = bounds
         self._health = health
         self._degraded = degraded
         self.started = False
-        self.http = HttpPort(self._endpoints(), tally, limits, origins)
+        self.http = HttpPort(self._endpoints(), tally, limits, origins, trusted)
         self._operations = operations
-        self.http.v1 = V1(operations, self._identify, self.http.read_body).answer
+        self.http.v1 = V1(operations, self._identify, self.http.read_body, bounds.json_depth).answer
 
     def _endpoints(self) -> Mapping[str, Mapping[str, Endpoint]]:
         long_path = "/api/chatServe/rocketmq/mqmessage"
@@ -87,7 +91,7 @@ class Api:
         try:
             caller = self._caller(request)
             caller.take()  # who is over its rate costs no more than its head
-            send = parse_send(await self.http.read_body(request))
+            send = parse_send(await self.http.read_body(request), self._bounds)
             request_id = send.request_id
             order = self._order(send, caller)
             if caller.quota is not None and not await self._quotas.take(caller, 1):
@@ -120,7 +124,7 @@ class Api:
         is_taken = True
         for item in items:
             try:
-                order = self._order(parse_send(item), caller)
+                order = self._order(parse_send(item, self._bounds), caller)
                 if not is_taken:
                     caller.take()
                 is_taken = False
@@ -150,7 +154,7 @@ class Api:
         if not self.started:
             raise Unavailable(self._health() or "starting")
         presented = _presented(request)
-        return self._callers.find(presented) or self._callers.identify(presented, address_of(request))
+        return self._callers.find(presented) or self._callers.identify(presented, self.http.address_of(request))
 
     def _caller(self, request: web.BaseRequest) -> Caller:
         caller = self._identify(request)
@@ -180,7 +184,7 @@ class Api:
         if not self.started:
             raise Unavailable(self._health() or "starting")
         client_ids = request.rel_url.query.getall("clientId", [])
-        self._callers.check_reader(_presented(request), address_of(request), client_ids)
+        self._callers.check_reader(_presented(request), self.http.address_of(request), client_ids)
         if len(client_ids) != 1:
             raise BadRequest("required, once", field="clientId")
         fault = client_id_fault(client_ids[0])

@@ -26,7 +26,7 @@ from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
 from dispatcher.key_watch import KeyWatch
 from dispatcher.member_lines import MemberLines
-from dispatcher.metrics import Tally
+from dispatcher.metrics import Tally, count_refused
 from dispatcher.nodes import LiveNodes
 from dispatcher.nodes_api import NodesApi
 from dispatcher.outbox import Outbox
@@ -34,6 +34,7 @@ from dispatcher.placement import Placement
 from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
+from dispatcher.requests import Bounds
 from dispatcher.reroute import Reroute
 from dispatcher.sessions import Sessions
 from dispatcher.sessions_api import SessionsApi
@@ -45,13 +46,14 @@ from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
-from shared.tokens import KeySetFault
+from shared.tls import open_port_tls
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0
@@ -74,6 +76,7 @@ class Dispatcher:
     def __init__(self, settings: DispatcherSettings) -> None:
         self._settings = settings
         namespace = settings.namespace
+        self._tls = open_port_tls(settings.tls_cert, settings.tls_key)
         self._store = Store(settings.redis_url, namespace=namespace)
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
@@ -109,7 +112,12 @@ class Dispatcher:
             self._caller_tokens = KeySource(
                 settings.jwt_secret, settings.jwt_jwks, audience=settings.caller_audience, issuer=settings.jwt_issuer
             )
-        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        groups = Groups(
+            self._store,
+            most_members=settings.group_members,
+            most_groups=settings.client_groups,
+            refused=count_refused,
+        )
         broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
         self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
         broadcasts_api = BroadcastsApi(
@@ -142,6 +150,8 @@ class Dispatcher:
             ),
             limits=settings.http_limits,
             origins=settings.cors_origins,
+            trusted=settings.trusted_proxies,
+            bounds=Bounds(settings.max_targets, settings.json_depth),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"
@@ -151,7 +161,8 @@ class Dispatcher:
         """Open the port and start what brings the dispatcher up; returns at once. Raises SystemExit."""
         settings = self._settings
         try:
-            await self.api.http.open(settings.bind_host, settings.http_port)
+            context = None if self._tls is None else self._tls.context
+            await self.api.http.open(settings.bind_host, settings.http_port, context)
         except OSError as error:
             where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
@@ -166,6 +177,8 @@ class Dispatcher:
             self._key_watch.start()
         REGISTRY.register(self._tally)
         self._warn()
+        if self._tls is not None:
+            self._tls.start()
         _log.info("listening", http_host=settings.bind_host, http_port=self.api.http.port)
         self._start = asyncio.create_task(self._come_up(), name="start")
 
@@ -202,6 +215,8 @@ class Dispatcher:
                 await self._placement.close()
         except TimeoutError:
             _log.warning("sends_given_up")
+        if self._tls is not None:
+            await self._tls.close()
         for source in {self._keys, self._caller_tokens}:
             await source.close()
         await self._key_watch.close()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from dispatcher.metrics import REFUSED
+from shared.addresses import counted_as
 from shared.errors import Overloaded
 from shared.logs import OncePerSecond, get_log
 
@@ -42,7 +43,7 @@ class AuthFailures:
         """Raises Overloaded for an address that has used up its failures."""
         if not self._rate:
             return
-        level = self._level(host_of(address))
+        level = self._level(counted_as(address))
         if level < 1.0:
             REFUSED.labels("auth_failures").inc()
             raise Overloaded(
@@ -60,7 +61,7 @@ class AuthFailures:
         if not self._rate:
             return
         self.check(address)
-        host = host_of(address)
+        host = counted_as(address)
         level = self._level(host) - 1.0
         if self._buckets.pop(host, None) is None and len(self._buckets) >= _MOST_ADDRESSES:
             del self._buckets[next(iter(self._buckets))]
@@ -73,15 +74,3 @@ class AuthFailures:
             return most
         level, then = known
         return min(most, level + (self._now() - then) * self._rate)
-
-
-def host_of(address: str) -> str:
-    """What of an address stands for one host: all of IPv4, the first 64 bits of IPv6."""
-    if ":" not in address or "." in address:
-        return address
-    groups = address.partition("%")[0].split(":")
-    if "" in groups:  # "::" stands for the groups that are missing
-        gap = groups.index("")
-        head, tail = [group for group in groups[:gap] if group], [group for group in groups[gap:] if group]
-        groups = [*head, *["0"] * (8 - len(head) - len(tail)), *tail]
-    return ":".join(groups[:4])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import formatdate
@@ -29,10 +30,12 @@ from dispatcher.cors import Cors
 from dispatcher.http_door import SECURITY, Door, DoorServer, HttpLimits
 from dispatcher.metrics import REFUSED, Tally
 from dispatcher.v1 import PREFIX, MethodNotAllowed
+from shared.addresses import Network, client_address
 from shared.errors import BadRequest, BodyTooLarge, NotFound, Overloaded, PushfleetError
 from shared.logs import get_log
 
 _MOST_SLOW_BYTES = 128 << 20
+_TLS_HANDSHAKE_S = 10.0
 _MOST_UNREAD_BYTES = 8 << 20
 _ALWAYS_ANSWERED = ("/healthz", "/metrics")
 _log = get_log("dispatcher")
@@ -128,6 +131,7 @@ class HttpPort:
         "_server",
         "_slow_bytes",
         "_tally",
+        "_trusted",
         "port",
         "v1",
     )
@@ -138,15 +142,17 @@ class HttpPort:
         tally: Tally,
         limits: HttpLimits | None = None,
         origins: Sequence[str] = (),
+        trusted: Sequence[Network] = (),
     ) -> None:
         """
         `endpoints`: path -> method -> endpoint. What begins with /v1 goes to `v1`. `origins`: patterns of those whose
-        pages may read answers.
+        pages may read answers. `trusted`: the proxies in front.
         """
         self._endpoints = endpoints
         self._tally = tally
         self._limits = limits or HttpLimits()
         self._cors = Cors(origins) if origins else None
+        self._trusted = trusted
         self._door: Door | None = None
         self._slow_bytes = 0
         self._idle = asyncio.Event()
@@ -157,10 +163,10 @@ class HttpPort:
         self.port = 0
         self.v1: Endpoint = _nothing
 
-    async def open(self, host: str, port: int) -> None:
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Raises OSError."""
         limits = self._limits
-        self._door = Door(limits, self._tally)
+        self._door = Door(limits, self._tally, self._trusted)
         self._server = DoorServer(
             self._door,
             self._serve,
@@ -173,7 +179,10 @@ class HttpPort:
             max_field_size=limits.max_head,
             max_headers=limits.max_headers,
         )
-        listener = await asyncio.get_running_loop().create_server(self._server, host, port, backlog=1024)
+        shake_s = None if tls is None else _TLS_HANDSHAKE_S
+        listener = await asyncio.get_running_loop().create_server(
+            self._server, host, port, backlog=1024, ssl=tls, ssl_handshake_timeout=shake_s
+        )
         self._listener = listener
         self.port = listener.sockets[0].getsockname()[1]
         for sock in listener.sockets:
@@ -206,6 +215,11 @@ class HttpPort:
         loop = asyncio.get_running_loop()
         most = self._limits.max_body
         return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
+
+    def address_of(self, request: web.BaseRequest) -> str:
+        """Where a request came from; limits by address go by it."""
+        forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())) if self._trusted else ""
+        return client_address(request.remote or "", forwarded, self._trusted)
 
     async def read_body(self, request: web.BaseRequest) -> bytes:
         """Raises BodyTooLarge, BodyTimeout, Overloaded."""
@@ -299,11 +313,6 @@ class HttpPort:
         if endpoint is None:
             raise MethodNotAllowed(methods)
         return endpoint
-
-
-def address_of(request: web.BaseRequest) -> str:
-    """Where a request came from; limits by address go by it."""
-    return request.remote or ""
 
 
 async def _nothing(_: web.BaseRequest) -> web.StreamResponse:

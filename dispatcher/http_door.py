@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
@@ -24,6 +25,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from dispatcher.answers import failure
 from dispatcher.metrics import REFUSED, Tally
+from shared.addresses import Network, counted_as, is_in
 from shared.logs import OncePerSecond, get_log
 from shared.security_headers import SECURITY_HEADERS
 
@@ -49,30 +51,33 @@ class HttpLimits:
 
 
 class Door:
-    """Counts the connections and cuts those whose head is overdue."""
+    """Counts the connections and cuts those whose head is overdue. `trusted`: proxies, each of which brings many."""
 
-    __slots__ = ("_by_address", "_heads", "_loop", "_tally", "_timer", "limits")
+    __slots__ = ("_by_address", "_heads", "_loop", "_tally", "_timer", "_trusted", "limits")
 
-    def __init__(self, limits: HttpLimits, tally: Tally) -> None:
+    def __init__(self, limits: HttpLimits, tally: Tally, trusted: Sequence[Network] = ()) -> None:
         self.limits = limits
+        self._trusted = trusted
         self._tally = tally
         self._by_address: dict[str, int] = {}
         self._heads: dict[Connection, float] = {}
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self, address: str) -> str:
+    def enter(self, peer: str) -> str:
         """The limit that keeps a connection out; "" when it is in, until `leave`."""
+        address = counted_as(peer)
         if self._tally.connections >= self.limits.max_connections:
             return "connections"
         of_address = self._by_address.get(address, 0)
-        if of_address >= self.limits.address_connections:
+        if of_address >= self.limits.address_connections and not is_in(peer, self._trusted):
             return "address_connections"
         self._by_address[address] = of_address + 1
         self._tally.connections += 1
         return ""
 
-    def leave(self, address: str, connection: Connection) -> None:
+    def leave(self, peer: str, connection: Connection) -> None:
+        address = counted_as(peer)
         self._tally.connections -= 1
         left = self._by_address[address] - 1
         if left:

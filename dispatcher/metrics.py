@@ -33,6 +33,11 @@ API_KEYS = Gauge("push_api_keys", "API keys in use, as entries of their file")
 API_KEYS_NOT_READ = Counter("push_api_keys_not_read_total", "States of the file of API keys that could not be used")
 REFUSED = Counter("push_dispatcher_refused_total", "What was refused because of a limit, by limit", ["limit"])
 
+
+def count_refused(limit: str, count: int) -> None:
+    REFUSED.labels(limit).inc(count)
+
+
 _BOUNDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dispatcher.http_door import HttpLimits
 from dispatcher.key_file import REFUSED_UNDER, KeysFault, load_keys
+from dispatcher.requests import MOST_TARGETS
 from shared.origins import origin_patterns
 from shared.settings import RoleSettings, existing_file, is_loopback, port_number, seconds, setting, whole
 
@@ -64,6 +65,7 @@ class DispatcherSettings(RoleSettings):
     http_keepalive_s: float = setting(
         "PUSH_HTTP_KEEPALIVE", 75.0, "seconds that an idle connection is kept", seconds(0.1, 86_400)
     )
+    max_targets: int = setting("PUSH_MAX_TARGETS", MOST_TARGETS, "clients that one send may name", whole(1, 100_000))
     inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
     inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
     timeline_messages: int = setting(
@@ -114,6 +116,7 @@ class DispatcherSettings(RoleSettings):
         """What does not fit together, a line each."""
         faults = self.auth_fault("PUSH_HTTP_HOST", self.bind_host)
         faults += self.token_fault()
+        faults += self.tls_fault()
         if self.auth == "off":
             return faults
         if not self.api_keys:

@@ -116,6 +116,27 @@ async def test_scopes(url: str, operation: tuple[str, str], kind: str) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_an_audience_keeps_connect_tokens_out(valkey: LocalValkey, tmp_path: Path) -> None:
+    """With PUSH_CALLER_AUDIENCE a scope in a connect token is worth nothing."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "scopes": ["send"]}]}))
+    environ = {"PUSH_AUTH": "jwt", "PUSH_API_KEYS": str(path), "PUSH_JWT_SECRET": SECRET}
+    audiences = {"PUSH_JWT_AUDIENCE": "nodes", "PUSH_CALLER_AUDIENCE": "dispatcher"}
+    async with running_dispatcher(valkey.url, "audiences", **environ, **audiences) as running:
+        await running.until("ready")
+        found = []
+        for audience in ("nodes", "dispatcher"):
+            claims = {"sub": "crm", "exp": int(time.time()) + 600, "scope": "send", "aud": audience}
+            headers = {"Authorization": f"Bearer {jwt.encode(claims, SECRET, algorithm='HS256')}"}
+            async with (
+                aiohttp.ClientSession(headers=headers) as http,
+                http.post(f"{running.url}/message/send", data=ONE) as answer,
+            ):
+                found.append(answer.status)
+    assert [401, 200] == found
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_send_to_all_needs_broadcast(url: str) -> None:
     """In a send and as an item of a list; nobody else may, not even `admin`."""
     body = '{"sendToAll":true,"msg":1}'
