@@ -235,7 +235,11 @@ class Callers:
         digest = digest_of(presented)
         if digest not in self._good_tokens:  # who guesses a lot makes no signatures be checked
             self._failures.check(address)
-        claims = tokens.verify(presented)
+        try:
+            claims = tokens.verify(presented)
+        except Unauthorized:
+            self._good_tokens.pop(digest, None)  # it has expired, or its key is gone
+            raise
         self._remember(digest)
         return claims
 

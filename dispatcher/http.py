@@ -128,6 +128,7 @@ class HttpPort:
         "_idle",
         "_limits",
         "_listener",
+        "_max_body",
         "_server",
         "_slow_bytes",
         "_tally",
@@ -151,6 +152,7 @@ class HttpPort:
         self._endpoints = endpoints
         self._tally = tally
         self._limits = limits or HttpLimits()
+        self._max_body = self._limits.max_body
         self._cors = Cors(origins) if origins else None
         self._trusted = trusted
         self._door: Door | None = None
@@ -212,9 +214,7 @@ class HttpPort:
         writer: AbstractStreamWriter,
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
-        loop = asyncio.get_running_loop()
-        most = self._limits.max_body
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=most)
+        return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop, client_max_size=self._max_body)
 
     def address_of(self, request: web.BaseRequest) -> str:
         """Where a request came from; limits by address go by it."""

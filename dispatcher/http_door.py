@@ -117,11 +117,12 @@ class Door:
 class Connection(web.RequestHandler):
     """A connection to the HTTP port, as aiohttp serves it, behind the door."""
 
-    __slots__ = ("_address", "_body", "_door", "_head_bytes", "_head_end")
+    __slots__ = ("_address", "_body", "_door", "_head_bytes", "_head_end", "_max_head")
 
     def __init__(self, door: Door, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._door = door
+        self._max_head = door.limits.max_head
         self._address: str | None = None
         self._body: Any = None  # of the last request, while it is being received
         self._head_bytes = -1  # of the head that is not complete yet; -1: none has begun
@@ -150,7 +151,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         body = self._body
         in_head = body is None or body.is_eof()
-        if in_head and len(data) + self._head_bytes > self._door.limits.max_head and self._is_too_large(data):
+        if in_head and len(data) + self._head_bytes > self._max_head and self._is_too_large(data):
             return
         requests = self._request_count
         super().data_received(data)
@@ -176,7 +177,7 @@ class Connection(web.RequestHandler):
         """Whether the head that these bytes begin or go on with is; then it is refused."""
         known = max(self._head_bytes, 0)
         before = self._head_end if known else b""
-        most = self._door.limits.max_head
+        most = self._max_head
         if (before + data).find(b"\r\n\r\n", 0, most - known + len(before)) >= 0:
             return False
         self._head_bytes = known + len(data)

@@ -229,6 +229,22 @@ def test_who_guesses_a_lot_has_no_signatures_checked(monkeypatch: pytest.MonkeyP
     assert [good, other] == checked
 
 
+def test_a_token_that_was_good_is_checked_only_while_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it has expired, or its key is gone, it is a guess as any other."""
+    known = with_tokens(failures=AuthFailures(1, Clock()))
+    good = token()
+    known.identify(good, "10.0.0.1")
+
+    def expired(_: KeySource, __: str) -> Claims:
+        raise Unauthorized("expired")
+
+    monkeypatch.setattr(KeySource, "verify", expired)
+    for refusal in (Unauthorized, Overloaded):
+        with pytest.raises(refusal):
+            known.identify(good, "10.0.0.1")
+    assert not known._good_tokens
+
+
 def test_addresses_with_failures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that failed the longest ago is forgotten."""
     monkeypatch.setattr(auth_failures, "_MOST_ADDRESSES", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from dispatcher.callers import Callers
 from dispatcher.key_file import digest_of, load_keys
+from pushfleet import keys
 from pushfleet.cli import main
 
 
@@ -122,6 +124,18 @@ def test_what_cannot_be_done_changes_nothing(file: Path, arguments: list[str], w
     assert words in result.output
     assert "pf_" not in result.output
     assert text == file.read_text()
+
+
+def test_commands_at_the_same_time_lose_nothing(file: Path) -> None:
+    """One goes after the other."""
+
+    def add(number: int) -> None:
+        entry = {"name": f"n{number}", "sha256": f"{number:064x}", "scopes": ["send"]}
+        keys._edit(file, lambda entries: keys._added(entries, entry))
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(add, range(32)))
+    assert {f"n{number}" for number in range(32)} == {entry["name"] for entry in entries(file)}
 
 
 def test_a_bad_file_is_not_overwritten(file: Path) -> None:
