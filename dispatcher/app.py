@@ -24,7 +24,7 @@ from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
 from dispatcher.member_lines import MemberLines
-from dispatcher.metrics import Tally
+from dispatcher.metrics import Tally, count_refused
 from dispatcher.nodes import LiveNodes
 from dispatcher.nodes_api import NodesApi
 from dispatcher.outbox import Outbox
@@ -32,6 +32,7 @@ from dispatcher.placement import Placement
 from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
+from dispatcher.requests import Bounds
 from dispatcher.reroute import Reroute
 from dispatcher.sessions import Sessions
 from dispatcher.sessions_api import SessionsApi
@@ -43,6 +44,7 @@ from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
@@ -50,7 +52,6 @@ from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
 from shared.tls import open_port_tls
-from shared.tokens import KeySetFault
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0
@@ -104,7 +105,12 @@ class Dispatcher:
         self._keys = KeySource(
             settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
         )
-        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        groups = Groups(
+            self._store,
+            most_members=settings.group_members,
+            most_groups=settings.client_groups,
+            refused=count_refused,
+        )
         broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
         self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
         broadcasts_api = BroadcastsApi(
@@ -128,6 +134,7 @@ class Dispatcher:
                 *ClientsApi(sessions).operations(),
                 *SessionsApi(sessions).operations(),
             ),
+            bounds=Bounds(settings.max_targets, settings.json_depth),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"

@@ -9,12 +9,15 @@ being served meanwhile.
 from __future__ import annotations
 
 import random
+from math import ceil
 
 from gateway_node.metrics import REFUSED
+from gateway_node.websocket import pace
 from shared.errors import Unavailable
 
 BURST_S = 2.0
 _BACK_IN_S = (1, 5)
+_MOST_FLOODS = 10_000
 _REFUSED = REFUSED.labels("node_rate")
 
 
@@ -44,3 +47,31 @@ class Arrivals:
             _REFUSED.inc()
             raise Unavailable("too many connections at once; come again", retry_after_s=come_again_s())
         self._left -= 1.0
+
+
+class Floods:
+    """
+    Clients whose session was closed for flooding (4029): for five seconds they do not come back.
+
+    A new session may send five seconds' worth at once, so who is closed and comes back at once would have no limit.
+    """
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def add(self, client_id: str, now: float) -> None:
+        """A session of the client flooded."""
+        if len(self._until) < _MOST_FLOODS:
+            self._until[client_id] = now + pace.BURST_S
+
+    def check(self, client_id: str, now: float) -> None:
+        """Raises Unavailable."""
+        if self._until and (left_s := self._until.get(client_id, 0.0) - now) > 0:
+            raise Unavailable("this client sent too much; come again", retry_after_s=ceil(left_s))
+
+    def forget(self, now: float) -> None:
+        """Those whose time is over."""
+        if self._until:
+            self._until = {client_id: until for client_id, until in self._until.items() if until > now}

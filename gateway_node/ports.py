@@ -48,6 +48,9 @@ class Ports:
         settings = self._settings
         limits = Limits(
             max_message=settings.max_frame,
+            max_fragments=settings.max_fragments,
+            byte_rate=settings.byte_rate,
+            control_rate=settings.ping_rate,
             max_outbox_bytes=settings.max_outbox,
             handshake_timeout_s=settings.handshake_timeout_s,
             max_handshakes=settings.max_handshakes,

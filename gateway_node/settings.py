@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from gateway_node.websocket.pace import BURST_S
 from shared.ids import is_node_id
 from shared.settings import RoleSettings, is_loopback, one_of, port_number, seconds, setting, whole
+from shared.upstream import MOST_IN_RECORD
 
 
 def _node_id(text: str) -> str:
@@ -57,9 +59,34 @@ class GatewaySettings(RoleSettings):
         "multi: any number of sessions a client; device: one a device; client: one",
         one_of("multi", "device", "client"),
     )
+    client_sessions: int = setting(
+        "PUSH_CLIENT_SESSIONS",
+        100,
+        "sessions of a client at most; beyond it the oldest are replaced",
+        whole(1, 10_000),
+    )
     weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
     max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))
+    max_fragments: int = setting("PUSH_MAX_FRAGMENTS", 1024, "frames that a message may come in", whole(1))
+    message_rate: int = setting(
+        "PUSH_MESSAGE_RATE", 1_000, "messages a second of a session, five seconds' worth at once; 0: any", whole(0)
+    )
+    byte_rate: int = setting(
+        "PUSH_BYTE_RATE", 4 << 20, "bytes a second of a session, five seconds' worth at once; 0: any", whole(0)
+    )
+    ping_rate: int = setting(
+        "PUSH_PING_RATE", 10, "pings and pongs a second of a session, five seconds' worth at once; 0: any", whole(0)
+    )
+    frame_targets: int = setting(
+        "PUSH_FRAME_TARGETS", 1_000, "clients that one frame of a client may name", whole(1, MOST_IN_RECORD)
+    )
+    session_errands: int = setting(
+        "PUSH_SESSION_ERRANDS", 64, "frames of a session under way; beyond it the node reads on when they are", whole(1)
+    )
+    group_creates: int = setting(
+        "PUSH_GROUP_CREATES", 60, "groups a minute that a session may make, as many at once; 0: any", whole(0)
+    )
     max_outbox: int = setting("PUSH_MAX_OUTBOX", 1 << 20, "bytes waiting for a slow consumer at most", whole(1 << 12))
     max_outbox_total: int = setting(
         "PUSH_MAX_OUTBOX_TOTAL", 64 << 20, "bytes waiting for all consumers together at most", whole(1 << 16)
@@ -121,6 +148,8 @@ class GatewaySettings(RoleSettings):
         """What is wrong between settings."""
         yield from self.auth_fault("PUSH_NODE_HOST", self.bind_host)
         yield from self.token_fault()
+        if 0 < self.byte_rate * BURST_S < self.max_frame:
+            yield f"PUSH_BYTE_RATE={self.byte_rate}: expected a fifth of PUSH_MAX_FRAME or more, so that one passes"
         yield from self.tls_fault()
         if self.proxy_protocol and not self.trusted_proxies and not is_loopback(self.bind_host):
             yield "PUSH_PROXY_PROTOCOL=1: expected PUSH_TRUSTED_PROXIES, or anybody could say to be any address"

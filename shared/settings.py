@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
 from shared.addresses import Network, networks
-from shared.redis_url import EXPECTED, read_redis_url
+from shared.json_text import DEEPEST, MOST_DEEP
+from shared.redis_url import EXPECTED, read_redis_url, split_url
 
 Settings = TypeVar("Settings")
 
@@ -61,7 +61,7 @@ def load(
             continue
         parse = field.metadata["parse"] or _parser_of(field.default)
         try:
-            values[field.name] = parse(text.strip())
+            values[field.name] = parse(_utf8(text).strip())
         except ValueError as error:
             shown = "(not shown)" if field.metadata["secret"] else repr(text)
             faults.append(f"{variable}={shown}: {error}")
@@ -72,6 +72,15 @@ def load(
     if faults:
         raise SettingsError("\n".join(faults))
     return built
+
+
+def _utf8(text: str) -> str:
+    """Raises ValueError for what the environment has in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected UTF-8") from None
+    return text
 
 
 def _parser_of(default: object) -> Callable[[str], Any]:
@@ -137,7 +146,7 @@ def redis_url(text: str) -> str:
 
 def bus_url(text: str) -> str:
     """Empty stays empty: the default."""
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.scheme.startswith("redis"):
         return redis_url(text)
     if text and (parts.scheme != "rocketmq" or not parts.netloc):
@@ -152,8 +161,11 @@ def namespace(text: str) -> str:
 
 
 def existing_file(text: str) -> str:
-    if text and not Path(text).is_file():
-        raise ValueError("expected the path of a file that can be read")
+    try:
+        if text and not Path(text).is_file():
+            raise ValueError("expected the path of a file that can be read")
+    except OSError as error:
+        raise ValueError(f"expected the path of a file that can be read ({error.strerror})") from None
     return text
 
 
@@ -202,6 +214,7 @@ class RoleSettings:
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
     group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
     client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))
+    json_depth: int = setting("PUSH_JSON_DEPTH", DEEPEST, "levels that JSON may be nested", whole(8, MOST_DEEP))
     log_level: str = setting(
         "PUSH_LOG_LEVEL", "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")
     )

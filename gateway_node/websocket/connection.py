@@ -116,6 +116,11 @@ class Connection(Outgoing, asyncio.Protocol):
         """Whether frames can be sent."""
         return self._state == _OPEN
 
+    @property
+    def held(self) -> bool:
+        """Between `hold` and what follows on `release`."""
+        return self._held is not None
+
     def accept(self, subprotocol: str | None = None) -> bool:
         """
         Answer the request with 101. Frames can be sent from here on.
@@ -409,9 +414,9 @@ class Connection(Outgoing, asyncio.Protocol):
         self._end(linger=False)
 
     def _violated(self, violation: ProtocolError) -> None:
-        if violation.limit:
-            REFUSED.labels(violation.limit).inc()
         self.cut(violation.code, str(violation))
+        if violation.limit and self._told:
+            self._upper.limit_exceeded(self, violation.limit)
 
     def cut_slow_consumer(self) -> None:
         """Drop the outbox and close with 4008. Nothing if it closes already."""

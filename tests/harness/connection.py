@@ -38,6 +38,7 @@ class Layer:
     def __init__(self) -> None:
         self.now = 100.0
         self.told: asyncio.Queue[tuple[object, ...]] = asyncio.Queue()
+        self.limits: list[str] = []
         self.connection: Connection
         self.on_request: Callable[[Connection], object] = Connection.accept
         self.on_message: Callable[[Connection, bytes], object] = lambda connection, data: None
@@ -50,6 +51,9 @@ class Layer:
     def message_received(self, connection: Connection, data: bytes) -> None:
         self.told.put_nowait(("message", data))
         self.on_message(connection, data)
+
+    def limit_exceeded(self, connection: Connection, limit: str) -> None:
+        self.limits.append(limit)
 
     def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
         self.told.put_nowait(("closed", code, reason, clean))
