@@ -136,7 +136,7 @@ async def test_a_certificate_is_read_again(
             assert len({*serials, *[await until_other(port, authority, serials[0]) for port in ports]}) == 2
             await cluster.nodes[0].until_logged("tls_certificate_taken")
             newer = await serial_of(ports[0], authority)
-            shutil.copy(authority.sign("other").key, pair.key)
+            shutil.copy(authority.sign("other").cert, pair.cert)
             for role in (cluster.nodes[0], cluster.dispatchers[0]):
                 assert "PUSH_TLS_KEY" in (await role.until_logged("tls_certificate_not_taken"))["reason"]
             assert newer == await serial_of(ports[0], authority)
@@ -185,7 +185,12 @@ async def exit_of(module: str, valkey: LocalValkey, variables: Mapping[str, str]
         env=inherited | common | {"PUSH_HTTP_PORT": "0"} | dict(variables),
         stderr=asyncio.subprocess.PIPE,
     )
-    _, text = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    try:
+        _, text = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode is not None
     return process.returncode, text.decode()
 
