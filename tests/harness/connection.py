@@ -109,10 +109,10 @@ class Peer:
 class Node:
     """A gate that listens, and peers of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
         self.layer = Layer()
         self.binary: list[bytes] = []
-        self.gate = Gate(self.layer, asyncio.get_running_loop(), LIMITS)
+        self.gate = Gate(self.layer, asyncio.get_running_loop(), limits)
         self.sock = listening_socket("127.0.0.1", 0)
         self._peers: list[socket.socket] = []
         self.listener: Listener
