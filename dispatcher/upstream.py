@@ -13,8 +13,6 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-import msgspec
-
 from dispatcher.metrics import UPSTREAM
 from dispatcher.order import Order
 from dispatcher.push import Push
@@ -113,7 +111,7 @@ class UpstreamTaker:
         for record in records:
             try:
                 work.append((record, read_order(record.body)))
-            except (BadRequest, msgspec.DecodeError, ValueError, RecursionError) as error:
+            except (BadRequest, ValueError, RecursionError) as error:
                 unread.append(record)
                 _log.warning("upstream_set_aside", record_id=record.record_id, reason=str(error)[:200])
         UPSTREAM.labels("set aside").inc(len(unread))
@@ -155,7 +153,7 @@ class UpstreamTaker:
 
 
 def read_order(body: bytes) -> Order:
-    """The send that a record asks for. Raises BadRequest, msgspec.DecodeError, ValueError, RecursionError."""
+    """The send that a record asks for. Raises BadRequest, ValueError, RecursionError."""
     check_depth(body, MOST_DEEP)  # its node has checked what its client may
     asked = decode_upstream(body)
     check_utf8(body)

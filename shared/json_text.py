@@ -28,6 +28,7 @@ _TYPES = {
     "object": "an object",
     "null": "null",
 }
+_MOST_WORDS = 200
 _TYPE = re.compile("|".join(_TYPES))
 _QUOTED_TYPES = re.compile(r"`([a-z |]+)`")
 
@@ -38,6 +39,8 @@ def field_and_fault(error: msgspec.ValidationError) -> tuple[str, str]:
     at = _AT.search(text)
     field = at[1] if at else ""
     words = text[: at.start()] if at else text
+    if len(words) > _MOST_WORDS and not words.startswith(_UNKNOWN):  # a value that was sent is among the words
+        words = words[:_MOST_WORDS] + "..."
     if words.startswith(_UNKNOWN):
         return words[len(_UNKNOWN) : -1][:64], "unknown field"
     if words.startswith(_MISSING):

@@ -47,5 +47,5 @@ def encode_upstream(send: UpstreamSend) -> bytes:
 
 
 def decode_upstream(body: bytes) -> UpstreamSend:
-    """Raises msgspec.DecodeError (msgspec.ValidationError is one)."""
+    """Raises ValueError (msgspec.DecodeError, UnicodeDecodeError), RecursionError."""
     return _decoder.decode(body)

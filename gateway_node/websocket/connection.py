@@ -34,6 +34,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from gateway_node.metrics import REFUSED
 from gateway_node.websocket.frames import (
     ABNORMAL,
     Binary,
@@ -53,9 +54,11 @@ from shared.errors import CloseCode
 from shared.logs import get_log
 
 if TYPE_CHECKING:
+    from gateway_node.websocket.addresses import Address
     from gateway_node.websocket.gate import Gate
 
 log = get_log("gateway")
+_HANDSHAKE_TIME = REFUSED.labels("handshake_time")
 
 _OPENING: Final = 0
 _OPEN: Final = 1
@@ -84,6 +87,7 @@ class Connection(Outgoing, asyncio.Protocol):
         "_thrown_away",
         "_told",
         "_upper",
+        "address",
         "seen",
         "session",
     )
@@ -92,7 +96,7 @@ class Connection(Outgoing, asyncio.Protocol):
         super().__init__(gate)
         self._upper = gate.upper
         self._parser: FrameParser | None = None
-        self._opening: Opening | None = Opening()
+        self._opening: Opening | None = None
         self._pong: bytes | None = None  # the latest pong that is due while the kernel takes nothing
         self._state = _OPENING
         self._told = False  # connection_closed is due
@@ -101,6 +105,7 @@ class Connection(Outgoing, asyncio.Protocol):
         self._end_code = ABNORMAL
         self._end_reason = ""
         self._clean = False
+        self.address: Address | None = None
         self.seen = gate.upper.now
         self.session: Any = None
 
@@ -231,21 +236,33 @@ class Connection(Outgoing, asyncio.Protocol):
         if opening is None or self._transport is None:
             return
         if opening.request is not None:
-            told = self._told
-            self.refuse(503, b"", {"Retry-After": "1"})
-            self._told = told  # the layer above is still at work on it
-        elif opening.received:
+            self.crowded_out()
+            return
+        _HANDSHAKE_TIME.inc()
+        if opening.received:
             self.refuse(408, b"")
         else:
             self.abort()
+
+    def crowded_out(self) -> None:
+        """It has to go before its request was answered: cut, or with 503 if there is a request."""
+        opening = self._opening
+        if opening is None or opening.request is None:
+            self.abort()
+            return
+        told = self._told
+        self.refuse(503, b"", {"Retry-After": "1"})
+        self._told = told  # the layer above is still at work on it
 
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if not self._gate.arrived(self, transport):
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=0)
-        self._gate.alive += 1
-        self._gate.opening.add(self, self._upper.now)
+        self._opening = Opening()
 
     def data_received(self, data: bytes) -> None:
         self.seen = self._upper.now
@@ -288,11 +305,7 @@ class Connection(Outgoing, asyncio.Protocol):
         self._state = _CLOSED
         self._transport = self._opening = self._parser = self._outbox = self._held = None
         self._queued = 0
-        gate = self._gate
-        gate.alive -= 1
-        gate.blocked.drop(self)
-        gate.opening.drop(self)
-        gate.closing.drop(self)
+        self._gate.left(self)
         if not self._told:
             return
         self._told = False
@@ -306,7 +319,7 @@ class Connection(Outgoing, asyncio.Protocol):
     def _head_received(self, opening: Opening, data: bytes) -> None:
         limits = self._gate.limits
         try:
-            request = opening.feed(data, limits.max_head)
+            request = opening.feed(data, limits.max_head, limits.max_headers)
         except Refused as refusal:
             self._refuse(refusal)
             return
@@ -323,6 +336,8 @@ class Connection(Outgoing, asyncio.Protocol):
             self.close(CloseCode.INTERNAL_ERROR)
 
     def _refuse(self, refusal: Refused) -> None:
+        if refusal.limit:
+            REFUSED.labels(refusal.limit).inc()
         headers = {"Content-Type": "text/plain", **refusal.headers}
         self.refuse(refusal.status, f"{refusal}\n".encode(), headers)
 

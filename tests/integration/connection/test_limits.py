@@ -18,7 +18,7 @@ _MOST_BEHIND = 64 << 20
 
 @asynccontextmanager
 async def limited(**limits: float) -> AsyncIterator[Node]:
-    node = Node(Limits(**limits))  # type: ignore[arg-type]
+    node = Node(limits=Limits(**limits))  # type: ignore[arg-type]
     await node.start()
     yield node
     await soon(node.stop())
