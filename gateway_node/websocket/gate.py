@@ -213,7 +213,7 @@ class Gate:
         trusted: Sequence[Network] = (),
     ) -> None:
         self.upper = upper
-        self.addresses = addresses or Addresses()
+        self.addresses = Addresses() if addresses is None else addresses
         self.tls = tls
         self.proxied = proxied
         self.trusted = tuple(trusted)

@@ -110,7 +110,7 @@ def _v1(body: bytes) -> None:
     chooser = Chooser(body)
     kind = _BODIES[chooser.below(len(_BODIES))]
     text = chooser.rest()
-    decoded: object = v1._decode(text, kind)
+    decoded: object = v1._decode(text, kind, 64)
     assert isinstance(decoded, kind)
     assert isinstance(json.loads(text or b"{}"), dict)
 
