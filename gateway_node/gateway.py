@@ -36,7 +36,7 @@ from gateway_node.websocket.addresses import Addresses
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
-from gateway_node.websocket.pace import BURST_S, share_s, too_fast
+from gateway_node.websocket.pace import TOO_FAR_S, share_s, too_fast
 from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
@@ -138,7 +138,7 @@ class Gateway:
             asked = parse_frame(data, self._bounds)
             if isinstance(context, Session):
                 ahead_s = context.charge(asked.command, self._message_s, self.now)
-                if ahead_s > BURST_S:
+                if ahead_s > TOO_FAR_S:
                     self.limit_exceeded(connection, "messages")
                     connection.cut(CloseCode.FLOODING, too_fast("messages", ahead_s))
                 else:
