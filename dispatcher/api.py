@@ -169,26 +169,31 @@ class Api:
         if not self.started:
             raise Unavailable(self._health() or "starting")
         client_ids = request.rel_url.query.getall("clientId", [])
-        self._check_reader(request, client_ids)
+        issued_s = self._check_reader(request, client_ids)
         if len(client_ids) != 1:
             raise BadRequest("required, once", field="clientId")
         fault = client_id_fault(client_ids[0])
         if fault:
             raise BadRequest(fault, field="clientId")
-        node_id, url = await self._placement.choose(client_ids[0])
+        node_id, url = await self._placement.choose(client_ids[0], issued_s)
         return four_fields(200, success(orjson.dumps({"nodeId": node_id, "url": url})))
 
-    def _check_reader(self, request: web.BaseRequest, client_ids: Sequence[str]) -> None:
-        """Any API key may ask for any client, a client with its connect token for itself."""
+    def _check_reader(self, request: web.BaseRequest, client_ids: Sequence[str]) -> float | None:
+        """
+        Any API key may ask for any client, a client with its connect token for itself: the token's `iat`, else None.
+        """
         authorization, api_key = request.headers.get("Authorization"), request.headers.get("X-API-Key")
         try:
             self._callers.identify(authorization, api_key)
+            return None
         except Unauthorized:
             token = presented_key(authorization, api_key)
             if not self._tokens.ready or token.count(".") != 2:
                 raise
-            if [self._tokens.verify(token).client_id] != client_ids:
+            claims = self._tokens.verify(token)
+            if [claims.client_id] != client_ids:
                 raise Forbidden("this token is another client's", field="clientId") from None
+            return claims.issued_s
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
         if reason := self._health():

@@ -48,6 +48,7 @@ from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
+from shared.revocations import Revocations
 from shared.store import Store
 from shared.timeline import Timelines
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
@@ -110,6 +111,7 @@ class Dispatcher:
         )
         member_lines = MemberLines(self._nodes, self._publisher)
         sessions = Sessions(self._store, self._nodes, self._publisher)
+        clients_api = ClientsApi(sessions, registry, Revocations(self._store), keep_s=settings.revoked_s)
         self._api = Api(
             push=self._push,
             placement=self._placement,
@@ -123,7 +125,7 @@ class Dispatcher:
                 *NodesApi(registry, self._nodes).operations(),
                 *GroupsApi(groups, member_lines).operations(),
                 *broadcasts_api.operations(),
-                *ClientsApi(sessions).operations(),
+                *clients_api.operations(),
                 *SessionsApi(sessions).operations(),
             ),
         )
