@@ -32,7 +32,7 @@ from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
 from gateway_node.lookups import Lookups
 from gateway_node.membership import Membership
-from gateway_node.metrics import LAG
+from gateway_node.metrics import LAG, count_refused
 from gateway_node.neighbours import Neighbours
 from gateway_node.pacing import Pacing
 from gateway_node.ports import Ports
@@ -175,7 +175,12 @@ class Node:
         self._complaint = OncePerSecond()
 
     def _make_clerk(self, settings: GatewaySettings) -> Clerk:
-        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        groups = Groups(
+            self._store,
+            most_members=settings.group_members,
+            most_groups=settings.client_groups,
+            refused=count_refused,
+        )
         chat = Chat(settings.chat_timezone)
         return Clerk(
             self._hub,
@@ -185,6 +190,7 @@ class Node:
             Membership(groups, self._hub, self._neighbours, self._audiences.changed),
             (EnvelopeDialect(), chat),
             chat,
+            settings,
         )
 
     # -- start -----------------------------------------------------------------------------------------------
@@ -306,7 +312,7 @@ class Node:
         settings = self._settings
         return Lease(
             epoch=epoch,
-            url=settings.url or f"ws://{self.node_id}/websocket",
+            url=settings.url or f"{self._ports.scheme}://{self.node_id}/websocket",
             connections=len(self._hub),
             lag_ms=self._lag_ms(),
             weight=settings.weight,
