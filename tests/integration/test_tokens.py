@@ -197,15 +197,17 @@ async def test_revoked_tokens_are_no_good_any_more(guarded: Cluster, name: Name)
     for node in (0, 1):
         assert 401 == await refused(guarded, old, node)
         assert 401 == await refused(guarded, ageless, node)
-    fresh = token(alice, iat=int(time.time()))
+    fresh = token(alice, iat=int(time.time()), exp=int(time.time()) + 5)
     async with connected(guarded.http, url(guarded, fresh, 1)) as client:
         await client.receive()
-        for bad in (old, ageless):
+        await client.send({"msgType": 5, "token": fresh})
+        assert 5 == (await client.receive())["msgType"]
+        for bad in (old, ageless):  # which end later
             await client.send({"msgType": 5, "token": bad})
             error = await client.receive()
             assert (-1, "unauthorized") == (error["msgType"], error["code"])
-        await client.send({"msgType": 5, "token": fresh})
-        assert 5 == (await client.receive())["msgType"]
+        assert 4001 == await client.closed()
+    fresh = token(alice, iat=int(time.time()))
     statuses = [
         (await guarded.get(f"/server/get?clientId={alice}", headers={"Authorization": f"Bearer {shown}"})).status
         for shown in (old, ageless, fresh)
