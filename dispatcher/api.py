@@ -184,13 +184,13 @@ class Api:
         if not self.started:
             raise Unavailable(self._health() or "starting")
         client_ids = request.rel_url.query.getall("clientId", [])
-        self._callers.check_reader(_presented(request), self.http.address_of(request), client_ids)
+        issued_s = self._callers.check_reader(_presented(request), self.http.address_of(request), client_ids)
         if len(client_ids) != 1:
             raise BadRequest("required, once", field="clientId")
         fault = client_id_fault(client_ids[0])
         if fault:
             raise BadRequest(fault, field="clientId")
-        node_id, url = await self._placement.choose(client_ids[0])
+        node_id, url = await self._placement.choose(client_ids[0], issued_s)
         return four_fields(200, success(orjson.dumps({"nodeId": node_id, "url": url})))
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:

@@ -51,6 +51,7 @@ from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
+from shared.revocations import Revocations
 from shared.store import Store
 from shared.timeline import Timelines
 from shared.tls import open_port_tls
@@ -133,6 +134,7 @@ class Dispatcher:
             rate=settings.caller_rate,
         )
         self._key_watch = KeyWatch(settings.api_keys, self._callers.use, least_key=settings.least_key)
+        clients_api = ClientsApi(sessions, registry, Revocations(self._store), keep_s=settings.revoked_s)
         self.api = Api(
             push=self._push,
             placement=self._placement,
@@ -145,7 +147,7 @@ class Dispatcher:
                 *NodesApi(registry, self._nodes).operations(),
                 *GroupsApi(groups, member_lines).operations(),
                 *broadcasts_api.operations(),
-                *ClientsApi(sessions).operations(),
+                *clients_api.operations(),
                 *SessionsApi(sessions).operations(),
             ),
             limits=settings.http_limits,

@@ -207,21 +207,23 @@ class Callers:
             raise Unauthorized(f"the token is no caller's: it has to have an exp and a scope of {', '.join(SCOPES)}")
         return caller
 
-    def check_reader(self, presented: str, address: str, client_ids: Sequence[str]) -> None:
+    def check_reader(self, presented: str, address: str, client_ids: Sequence[str]) -> float | None:
         """
         Whether this key or token may ask about these clients: any caller's may, a client's connect token only about
-        itself. Raises Forbidden, and as `identify` does.
+        itself. Gives the `iat` of a client's token (0: not said), else None. Raises Forbidden, and as `identify` does.
         """
         if self.find(presented) is not None:
-            return
+            return None
         try:
             claims = self._verified(self._client_tokens, presented, address)
         except Unauthorized:
             self.identify(presented, address)
-            return
-        is_caller = self._client_tokens is self._tokens and self._of_claims(claims) is not None
-        if not is_caller and [claims.client_id] != client_ids:
+            return None
+        if self._client_tokens is self._tokens and self._of_claims(claims) is not None:
+            return None
+        if [claims.client_id] != client_ids:
             raise Forbidden("this token is another client's", field="clientId")
+        return claims.issued_s
 
     def _of_claims(self, claims: Claims) -> Caller | None:
         """The caller that a good token names, if it names one."""

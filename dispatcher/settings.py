@@ -78,7 +78,12 @@ class DispatcherSettings(RoleSettings):
     broadcast_rate: int = setting(
         "PUSH_BROADCAST_RATE", 1_000, "targets a second of a broadcast that names no rate", whole(1, 100_000)
     )
-
+    revoked_s: float = setting(
+        "PUSH_REVOKED_SECONDS",
+        2_592_000.0,
+        "seconds a revocation of a client's tokens is kept; at least as long as a token lives",
+        seconds(60, 315_360_000),
+    )
     max_lag_s: float = setting(
         "PUSH_MAX_LAG",
         10.0,

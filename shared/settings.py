@@ -231,9 +231,12 @@ class RoleSettings:
 
     def token_fault(self) -> list[str]:
         """A secret that can be guessed is refused."""
+        faults = []
         if self.jwt_secret and len(self.jwt_secret.encode()) < 32:
-            return ["PUSH_JWT_SECRET=(not shown): expected 32 bytes or more"]
-        return []
+            faults.append("PUSH_JWT_SECRET=(not shown): expected 32 bytes or more")
+        if self.jwt_secret.startswith(("-----BEGIN ", "ssh-")):
+            faults.append("PUSH_JWT_SECRET=(not shown): expected a secret; public keys belong in PUSH_JWT_JWKS")
+        return faults
 
     def tls_fault(self) -> list[str]:
         """A certificate without its key, or a key without its certificate."""

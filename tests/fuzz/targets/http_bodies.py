@@ -33,7 +33,7 @@ _BODIES: tuple[type, ...] = (BroadcastBody, OnlineBody, GroupBody, MembersBody, 
 _NOTHING: Any = None
 _OPERATIONS = (
     *GroupsApi(_NOTHING, _NOTHING).operations(),
-    *ClientsApi(_NOTHING).operations(),
+    *ClientsApi(_NOTHING, _NOTHING, _NOTHING, keep_s=1).operations(),
     *SessionsApi(_NOTHING).operations(),
     *NodesApi(_NOTHING, _NOTHING).operations(),
     *BroadcastsApi(_NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, rate=1).operations(),

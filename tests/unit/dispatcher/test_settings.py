@@ -63,3 +63,12 @@ def test_every_variable_is_described() -> None:
     text = describe(DispatcherSettings)
     for name in ("PUSH_HTTP_PORT", "PUSH_API_KEYS", "PUSH_INBOX_MESSAGES", "PUSH_REDIS_URL", "PUSH_AUTH"):
         assert name in text
+
+
+def test_a_public_key_is_no_secret() -> None:
+    """Whoever knows it could sign (RFC 8725 section 2.1)."""
+    for text in ("-----BEGIN PUBLIC KEY-----\nMIIB" + "A" * 60, "ssh-ed25519 AAAA" + "C" * 60):
+        fault = faults(PUSH_JWT_SECRET=text, PUSH_AUTH="off")
+        assert "PUSH_JWT_SECRET" in fault
+        assert "PUSH_JWT_JWKS" in fault
+        assert text[30:60] not in fault
