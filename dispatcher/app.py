@@ -44,13 +44,14 @@ from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
-from shared.tokens import KeySetFault
+from shared.tls import open_port_tls
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0
@@ -73,6 +74,7 @@ class Dispatcher:
     def __init__(self, settings: DispatcherSettings) -> None:
         self._settings = settings
         namespace = settings.namespace
+        self._tls = open_port_tls(settings.tls_cert, settings.tls_key)
         self._store = Store(settings.redis_url, namespace=namespace)
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
@@ -142,7 +144,8 @@ class Dispatcher:
         """Open the port and start what brings the dispatcher up; returns at once. Raises SystemExit."""
         settings = self._settings
         try:
-            await self._api.http.open(settings.bind_host, settings.http_port)
+            context = None if self._tls is None else self._tls.context
+            await self._api.http.open(settings.bind_host, settings.http_port, context)
         except OSError as error:
             where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
@@ -154,6 +157,8 @@ class Dispatcher:
             raise SystemExit(2) from None
         REGISTRY.register(self._tally)
         self._warn()
+        if self._tls is not None:
+            self._tls.start()
         _log.info("listening", http_host=settings.bind_host, http_port=self._api.http.port)
         self._start = asyncio.create_task(self._come_up(), name="start")
 
@@ -190,6 +195,8 @@ class Dispatcher:
                 await self._placement.close()
         except TimeoutError:
             _log.warning("sends_given_up")
+        if self._tls is not None:
+            await self._tls.close()
         await self._keys.close()
         await self._outbox.close()
         await self._nodes.close()

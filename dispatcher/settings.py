@@ -52,6 +52,7 @@ class DispatcherSettings(RoleSettings):
         """What does not fit together, a line each."""
         faults = self.auth_fault("PUSH_HTTP_HOST", self.bind_host)
         faults += self.token_fault()
+        faults += self.tls_fault()
         if self.auth == "off":
             return faults
         if not self.api_keys:

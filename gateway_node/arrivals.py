@@ -11,12 +11,14 @@ from __future__ import annotations
 import random
 from math import ceil
 
-from gateway_node.websocket.pace import BURST_S
+from gateway_node.metrics import REFUSED
+from gateway_node.websocket import pace
 from shared.errors import Unavailable
 
-_BURST_S = 2.0
+BURST_S = 2.0
 _BACK_IN_S = (1, 5)
 _MOST_FLOODS = 10_000
+_REFUSED = REFUSED.labels("node_rate")
 
 
 def come_again_s() -> int:
@@ -31,7 +33,7 @@ class Arrivals:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._left = rate * _BURST_S
+        self._left = rate * BURST_S
         self._at = 0.0
 
     def take(self, now: float) -> None:
@@ -39,9 +41,10 @@ class Arrivals:
         if not self._rate:
             return
         if now > self._at:
-            self._left = min(self._rate * _BURST_S, self._left + (now - self._at) * self._rate)
+            self._left = min(self._rate * BURST_S, self._left + (now - self._at) * self._rate)
             self._at = now
         if self._left < 1.0:
+            _REFUSED.inc()
             raise Unavailable("too many connections at once; come again", retry_after_s=come_again_s())
         self._left -= 1.0
 
@@ -61,7 +64,7 @@ class Floods:
     def add(self, client_id: str, now: float) -> None:
         """A session of the client flooded."""
         if len(self._until) < _MOST_FLOODS:
-            self._until[client_id] = now + BURST_S
+            self._until[client_id] = now + pace.BURST_S
 
     def check(self, client_id: str, now: float) -> None:
         """Raises Unavailable."""

@@ -52,7 +52,7 @@ from gateway_node.settings import GatewaySettings
 from gateway_node.turns import Turns
 from gateway_node.upstream import Upstream
 from gateway_node.websocket.frames import text_frame
-from shared.errors import BusError, NotFound, Overloaded, PushfleetError, Unavailable
+from shared.errors import BusError, NotFound, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.groups import Standing
 from shared.ids import MessageIdMint, mint_request_id
 from shared.logs import get_log
@@ -89,7 +89,7 @@ class Clerk:
         settings: GatewaySettings,
     ) -> None:
         self.log_out: Callable[[Session], None]
-        self.renew: Callable[[Session, str], float]
+        self.renew: Callable[[Session, str], asyncio.Future[list[float | None]]]
         self._hub = hub
         self._delivery = delivery
         self._upstream = upstream
@@ -243,10 +243,31 @@ class Clerk:
     def _on_renew(self, session: Session, command: Renew, dialect: Dialect) -> None:
         CLIENT_FRAMES.labels("renew").inc()
         try:
-            expires_s = self.renew(session, command.token)
+            renewed = self.renew(session, command.token)
+        except (Unavailable, Overloaded) as error:
+            self._send(session, dialect.refusal(session, Refused(error.code, str(error), None, command.message_id)))
         except PushfleetError as error:
             raise BadFrame(error.code, str(error), None, command.message_id) from None
-        self._send(session, dialect.answer(session, command, Done(0, expires_s=expires_s)))
+        else:
+            renewed.add_done_callback(partial(self._on_renewed, session, command, dialect))
+
+    def _on_renewed(
+        self, session: Session, command: Renew, dialect: Dialect, renewed: asyncio.Future[list[float | None]]
+    ) -> None:
+        if renewed.cancelled():
+            return
+        error = renewed.exception()
+        if isinstance(error, PushfleetError):
+            answer = dialect.refusal(session, Refused(error.code, f"{error}; try again", None, command.message_id))
+        elif error is not None:
+            _log.error("command_failed", command="Renew", error=type(error).__name__)
+            answer = dialect.refusal(session, Refused("internal", "it failed", None, command.message_id))
+        elif (expires_s := renewed.result()[0]) is None:
+            text = "the token was revoked; get a new one"
+            answer = dialect.refusal(session, Refused(Unauthorized.code, text, None, command.message_id))
+        else:
+            answer = dialect.answer(session, command, Done(0, expires_s=expires_s))
+        self._send(session, answer)
 
     # -- who the client is -----------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class Session:
     `version` says how often its client's memberships had changed when they were read.
 
     `early` holds frames that came before the session was registered; None from then on. `expires_s` (epoch s, 0:
-    never) is the token's end.
+    never) is the token's end, `issued_s` its `iat` (0: not said; None: there is no token). `due` is the ticker's.
 
     `paid_until` and `groups_paid_until` are those of websocket/pace.py: for messages, and for groups that it makes.
     `acked` counts acknowledgements that cost nothing; `errands` are commands under way (clerk.py).
@@ -56,10 +56,12 @@ class Session:
         "cursors",
         "delivered",
         "device",
+        "due",
         "early",
         "errands",
         "expires_s",
         "groups_paid_until",
+        "issued_s",
         "missed",
         "paid_until",
         "read_to",
@@ -72,7 +74,15 @@ class Session:
     )
 
     def __init__(
-        self, session_id: bytes, client_id: str, connection: Connection, *, ack: bool, expires_s: float, device: str
+        self,
+        session_id: bytes,
+        client_id: str,
+        connection: Connection,
+        *,
+        ack: bool,
+        expires_s: float,
+        device: str,
+        issued_s: float | None = None,
     ) -> None:
         self.session_id = session_id
         self.client_id = client_id
@@ -80,6 +90,8 @@ class Session:
         self.connection = connection
         self.ack = ack
         self.expires_s = expires_s
+        self.issued_s = issued_s
+        self.due = 0
         self.device = device
         self.replaying = True
         self.missed = False

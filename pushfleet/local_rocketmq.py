@@ -1,9 +1,8 @@
 """
 A real RocketMQ on this machine without Docker: for `pushfleet dev --bus rocketmq`, `make rocketmq` and the tests.
 
-The jars of name server, broker and admin tools come through Maven, once, into a cache folder (`$PUSH_CACHE`, or
-`~/.cache/pushfleet`). One name server and one or more broker masters then run as child processes with their own
-store folder, small heaps, and ports below the range that the kernel takes for outgoing connections, so that a
+The jars come from `pushfleet.jars`. One name server and one or more broker masters run as child processes with their
+own store folder, small heaps, and ports below the range that the kernel takes for outgoing connections, so that a
 broker that was killed finds its ports again.
 
 A broker counts as up when it answers over its own protocol and the name server lists it. The children are
@@ -21,17 +20,16 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
+from pushfleet.jars import VERSION, LocalRocketMQError, fetch_jars
 from shared.bus.rocketmq.wire import Frame, WireError, decode_frame, decode_json, encode_frame, frame_size
 
-VERSION = "5.5.0"
-POM = Path(__file__).with_name("local_rocketmq.pom.xml")
+__all__ = ["VERSION", "Credentials", "LocalRocketMQ", "LocalRocketMQError", "ServerTls"]
 
 _NAME_SERVER_CLASS = "org.apache.rocketmq.namesrv.NamesrvStartup"
 _BROKER_CLASS = "org.apache.rocketmq.broker.BrokerStartup"
@@ -51,10 +49,6 @@ _JAVA_FLAGS = [
     "-XX:-UsePerfData",
     "-Djava.net.preferIPv4Stack=true",
 ]
-
-
-class LocalRocketMQError(Exception):
-    """It could not be fetched or did not come up; the text says what to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,52 +72,6 @@ class _Broker:
     name: str
     port: int
     process: subprocess.Popen[bytes] | None = None
-
-
-# -- jars -------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """`$PUSH_CACHE`, or `~/.cache/pushfleet`."""
-    return Path(os.environ.get("PUSH_CACHE") or Path.home() / ".cache" / "pushfleet")
-
-
-def fetch_jars(say: Callable[[str], None] = lambda line: None) -> Path:
-    """
-    The folder with the jars, fetched if it is not there (about 100 MB). Blocks; `say` gets progress lines.
-
-    Several processes may do this at once: each fetches into a folder of its own, the first to rename it wins.
-    Raises LocalRocketMQError.
-    """
-    folder = cache_folder() / f"rocketmq-{VERSION}" / "lib"
-    if folder.is_dir():
-        return folder
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise LocalRocketMQError("Maven (mvn) is not installed: it fetches the RocketMQ jars")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    say(f"fetching RocketMQ {VERSION} with Maven (about 100 MB, once)")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as scratch:
-        _run_maven(maven, Path(scratch))
-        jars = Path(scratch, "lib")
-        if not list(jars.glob(f"rocketmq-broker-{VERSION}.jar")):
-            raise LocalRocketMQError("Maven ended without an error, yet the broker's jar is not there")
-        try:
-            jars.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    say(f"RocketMQ {VERSION} is in {folder}")
-    return folder
-
-
-def _run_maven(maven: str, scratch: Path) -> None:
-    pom = shutil.copy(POM, scratch / "pom.xml")
-    command = [maven, "-B", "-q", "-ntp", "-f", pom, "dependency:copy-dependencies"]
-    command += ["-DincludeScope=runtime", f"-DoutputDirectory={scratch / 'lib'}", f"-Drocketmq.version={VERSION}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)
-    if done.returncode:
-        raise LocalRocketMQError(f"Maven failed ({done.returncode}): {(done.stdout + done.stderr)[-2000:]}")
 
 
 # -- processes --------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from pushfleet.jars import fetch_jars
 from pushfleet.lifeline import DataFolderInUse, locked_folder
-from pushfleet.local_rocketmq import LocalRocketMQ, LocalRocketMQError, fetch_jars
+from pushfleet.local_rocketmq import LocalRocketMQ, LocalRocketMQError
 from pushfleet.ports import NoFreePort, PortPicker
 
 NAME_SERVER_PORT = 9876

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from shared.addresses import Network, networks
 from shared.json_text import DEEPEST, MOST_DEEP
 from shared.redis_url import EXPECTED, read_redis_url, split_url
 
@@ -200,6 +201,16 @@ class RoleSettings:
     jwt_jwks: str = setting("PUSH_JWT_JWKS", "", "their keys: a JWKS file, or an http(s) URL of one", jwks)
     jwt_audience: str = setting("PUSH_JWT_AUDIENCE", "", "what their aud has to be or hold; unset: any")
     jwt_issuer: str = setting("PUSH_JWT_ISSUER", "", "what their iss has to be; unset: any")
+    tls_cert: str = setting(
+        "PUSH_TLS_CERT", "", "PEM certificate and chain of the role's port; unset: no TLS", existing_file
+    )
+    tls_key: str = setting("PUSH_TLS_KEY", "", "its PEM key, not encrypted", existing_file)
+    trusted_proxies: tuple[Network, ...] = setting(
+        "PUSH_TRUSTED_PROXIES",
+        (),
+        "address ranges of proxies whose X-Forwarded-For is believed; unset: nobody's",
+        networks,
+    )
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
     group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
     client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))
@@ -224,6 +235,13 @@ class RoleSettings:
             return ["PUSH_JWT_SECRET=(not shown): expected 32 bytes or more"]
         return []
 
+    def tls_fault(self) -> list[str]:
+        """A certificate without its key, or a key without its certificate."""
+        if bool(self.tls_cert) == bool(self.tls_key):
+            return []
+        missing = "PUSH_TLS_KEY" if self.tls_cert else "PUSH_TLS_CERT"
+        return [f"{missing}='': expected a PEM file, since the other of PUSH_TLS_CERT and PUSH_TLS_KEY is set"]
+
     def auth_fault(self, variable: str, host: str) -> list[str]:
         """PUSH_AUTH=off on an address that others can reach is refused."""
         if self.auth != "off" or self.insecure or is_loopback(host):
@@ -237,7 +255,7 @@ def describe(cls: type[RoleSettings]) -> str:
     for field in dataclasses.fields(cls):
         default = field.default
         shown = (
-            ",".join(default)
+            ",".join(map(str, default))
             if isinstance(default, tuple)
             else f"{default:d}"
             if isinstance(default, bool)

@@ -1,9 +1,9 @@
 """
 The Autobahn test suite, installed and run.
 
-The suite runs on CPython 2.7 alone. One is looked for in pyenv and on the path; the suite goes into a virtualenv of
-it in the cache folder, made in a temporary folder beside and renamed when whole, so that several runs can do so at
-once and a broken-off one leaves nothing half made.
+The suite runs on CPython 2.7 alone. One is looked for in pyenv and on the path; the suite, in the versions and with the
+hashes of `locks/`, goes into a virtualenv of it in the cache folder, made in a temporary folder beside and renamed when
+whole, so that several runs can do so at once and a broken-off one leaves nothing half made.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
-SUITE = "autobahntestsuite==0.8.2"
-MAKER = "virtualenv<20.22"  # the last that makes environments of 2.7
+LOCKS = Path(__file__).parents[2] / "locks"
+SUITE = LOCKS / "autobahn-suite.txt"
+MAKER = LOCKS / "autobahn-maker.txt"
 INSTALL_TIMEOUT_S = 600
 RUN_TIMEOUT_S = 300
 READY_TIMEOUT_S = 30
@@ -47,7 +49,7 @@ class Verdict:
 def suite_python() -> Path:
     """The interpreter of an environment that has the suite, made now if there is none. Raises `Unavailable`."""
     cache = Path(os.environ.get("PUSH_CACHE") or Path.home() / ".cache" / "pushfleet")
-    place = cache / "autobahn-2.7"
+    place = cache / f"autobahn-2.7-{sha256(SUITE.read_bytes()).hexdigest()[:12]}"
     if not place.exists():
         python = find_python27()
         if python is None:
@@ -84,11 +86,13 @@ def _is_python27(python: Path) -> bool:
 def _make_environment(python: Path, scratch: Path) -> Path:
     maker = scratch / "maker"
     made = scratch / "made"
+    # Some of it is to be had as sources alone: they are built with what virtualenv carries, nothing else is fetched.
+    hashed = ["-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--no-build-isolation"]
     for step in (
         [sys.executable, "-m", "venv", str(maker)],
-        [str(maker / "bin" / "python"), "-m", "pip", "install", "--quiet", MAKER],
+        [str(maker / "bin" / "python"), *hashed, "-r", str(MAKER)],
         [str(maker / "bin" / "python"), "-m", "virtualenv", "--quiet", "--python", str(python), str(made)],
-        [str(made / "bin" / "python"), "-m", "pip", "install", "--quiet", SUITE],
+        [str(made / "bin" / "python"), *hashed, "-r", str(SUITE)],
     ):
         done = subprocess.run(step, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
         if done.returncode:

@@ -54,7 +54,7 @@ def _opened(stream: bytes, size: int, most: int) -> tuple[Request | int | None, 
     opening = Opening()
     for at in range(0, len(stream), size):
         try:
-            if opening.feed(stream[at : at + size], most) is not None:
+            if opening.feed(stream[at : at + size], most, 100) is not None:
                 return opening.request, opening.received + stream[at + size :]
         except Refused as refused:
             _judge(refused)

@@ -49,7 +49,7 @@ def _websocket(stream: bytes) -> None:
 def _handshake(stream: bytes) -> None:
     opening = Opening()
     for at in range(0, len(stream), 16):
-        if opening.feed(stream[at : at + 16], 8192) is not None:
+        if opening.feed(stream[at : at + 16], 8192, 100) is not None:
             return
 
 

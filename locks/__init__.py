@@ -1,0 +1,1 @@
+"""What is locked, and the scripts of `make lock` and `make audit`."""
