@@ -59,7 +59,8 @@ chaos: $(READY) jars ## random faults for 20 minutes, nothing lost (ARGS='--minu
 	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 fuzz: $(READY) ## hostile input to every parser, 10 minutes each (ARGS='frames tokens --minutes 1'); docs/fuzzing.md
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes --only-binary :all: -r locks/fuzz.txt
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 bench: $(READY) ## measure everything that is promised (ARGS='latency --quick'); bench/README.md has the method

@@ -58,7 +58,8 @@ def _url(chooser: Chooser) -> None:
     scheme = ("redis", "rediss", "redis+sentinel", "redis+cluster", "rediss+cluster", "rocketmq")[chooser.below(6)]
     before, after = chooser.take(chooser.below(8)), chooser.take(chooser.below(8))
     password = (before + _PASSWORD.encode() + after).replace(b"\0", b"")
-    text = f"{scheme}://u:".encode() + password + b"@" + chooser.rest().replace(b"\0", b"")
+    behind = chooser.rest().replace(b"\0", b"").replace(_PASSWORD.encode(), b"-")
+    text = f"{scheme}://u:".encode() + password + b"@" + behind
     _judge_url(text.decode("utf-8", "surrogateescape"))
 
 

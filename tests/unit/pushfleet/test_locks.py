@@ -26,6 +26,7 @@ WANTED = {
     "run.txt": RUN,
     "develop.txt": [*RUN, *EMBEDDED, *GROUPS["dev"], *GROUPS["build"], *BUILD],
     "build.txt": [*GROUPS["build"], *BUILD],
+    "fuzz.txt": GROUPS["fuzz"],
     "tools.txt": GROUPS["tools"],
     "autobahn-maker.txt": GROUPS["autobahn"],
     "autobahn-suite.txt": ["autobahntestsuite"],
