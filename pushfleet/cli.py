@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from pushfleet.config import config
 from pushfleet.dev import dev
 from pushfleet.drain import drain
 from pushfleet.rocketmq import rocketmq
@@ -47,8 +48,9 @@ def main() -> None:
       pushfleet gateway --help
       pushfleet dispatcher --help
       pushfleet drain 10.0.0.11:9000           have a node leave in order
+      pushfleet config show gateway            what it would run with here, without secrets
     """
 
 
-for command in (dev, send, tail, token, gateway, dispatcher, drain, rocketmq):
+for command in (dev, send, tail, token, gateway, dispatcher, drain, config, rocketmq):
     main.add_command(command)
