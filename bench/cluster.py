@@ -114,6 +114,8 @@ class Cluster:
             "PUSH_ADMIN_PORT": str(free_port()),
             "PUSH_HEARTBEAT_TIMEOUT": "600",  # load clients send no heartbeats
             "PUSH_DRAIN_SECONDS": "0.1",
+            "PUSH_ADDRESS_CONNECTIONS": "0",  # all clients have one address
+            "PUSH_ADDRESS_CONNECT_RATE": "0",
             **more,
         }
         return await self._role("gateway", "gateway_node", port, cores, variables)

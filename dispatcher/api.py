@@ -21,7 +21,7 @@ from dispatcher.order import Order
 from dispatcher.placement import Placement
 from dispatcher.push import Push
 from dispatcher.quota import Quotas, used_up
-from dispatcher.requests import Send, parse_list, parse_send
+from dispatcher.requests import USUAL, Bounds, Send, parse_list, parse_send
 from dispatcher.v1 import V1, Operation
 from shared.envelope import Trigger
 from shared.errors import BadRequest, Forbidden, PushfleetError, Unauthorized, Unavailable
@@ -47,6 +47,7 @@ class Api:
         health: Callable[[], str],
         degraded: Callable[[], str],
         operations: tuple[Operation[Any], ...],
+        bounds: Bounds = USUAL,
     ) -> None:
         self._push = push
         self._placement = placement
@@ -54,12 +55,13 @@ class Api:
         self._quotas = quotas
         self._tokens = tokens
         self._tally = tally
+        self._bounds = bounds
         self._health = health
         self._degraded = degraded
         self.started = False
         self.http = HttpPort(self._endpoints(), tally)
         self._operations = operations
-        self.http.v1 = V1(operations, self._identify, self.http.read_body).answer
+        self.http.v1 = V1(operations, self._identify, self.http.read_body, bounds.json_depth).answer
 
     def _endpoints(self) -> Mapping[str, Mapping[str, Endpoint]]:
         long_path = "/api/chatServe/rocketmq/mqmessage"
@@ -81,7 +83,7 @@ class Api:
         request_id = ""
         try:
             caller = self._caller(request)
-            send = parse_send(await self.http.read_body(request))
+            send = parse_send(await self.http.read_body(request), self._bounds)
             request_id = send.request_id
             order = self._admit(send, caller)
             if caller.quota is not None and not await self._quotas.take(caller, 1):
@@ -112,7 +114,7 @@ class Api:
         outcomes: list[Order | PushfleetError] = []
         for item in items:
             try:
-                outcomes.append(self._admit(parse_send(item), caller))
+                outcomes.append(self._admit(parse_send(item, self._bounds), caller))
             except PushfleetError as error:
                 outcomes.append(error)
         orders = [outcome for outcome in outcomes if isinstance(outcome, Order)]

@@ -24,7 +24,7 @@ from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
 from dispatcher.member_lines import MemberLines
-from dispatcher.metrics import Tally
+from dispatcher.metrics import Tally, count_refused
 from dispatcher.nodes import LiveNodes
 from dispatcher.nodes_api import NodesApi
 from dispatcher.outbox import Outbox
@@ -32,6 +32,7 @@ from dispatcher.placement import Placement
 from dispatcher.publisher import Publisher
 from dispatcher.push import Push
 from dispatcher.quota import Quotas
+from dispatcher.requests import Bounds
 from dispatcher.reroute import Reroute
 from dispatcher.sessions import Sessions
 from dispatcher.sessions_api import SessionsApi
@@ -43,13 +44,14 @@ from shared.clients import KnownClients
 from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.registry import Registry
 from shared.store import Store
 from shared.timeline import Timelines
-from shared.tokens import KeySetFault
+from shared.tls import open_port_tls
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _FINISH_S = 10.0
@@ -72,6 +74,7 @@ class Dispatcher:
     def __init__(self, settings: DispatcherSettings) -> None:
         self._settings = settings
         namespace = settings.namespace
+        self._tls = open_port_tls(settings.tls_cert, settings.tls_key)
         self._store = Store(settings.redis_url, namespace=namespace)
         self._bus = open_bus(settings.bus, namespace=namespace)
         inbox = Inbox(self._store, most_messages=settings.inbox_messages, most_bytes=settings.inbox_bytes)
@@ -102,7 +105,12 @@ class Dispatcher:
         self._keys = KeySource(
             settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
         )
-        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        groups = Groups(
+            self._store,
+            most_members=settings.group_members,
+            most_groups=settings.client_groups,
+            refused=count_refused,
+        )
         broadcasts, clients = Broadcasts(self._store), KnownClients(self._store)
         self._broadcasts = BroadcastRunner(self._store, broadcasts, self._push, groups, clients)
         broadcasts_api = BroadcastsApi(
@@ -126,6 +134,7 @@ class Dispatcher:
                 *ClientsApi(sessions).operations(),
                 *SessionsApi(sessions).operations(),
             ),
+            bounds=Bounds(settings.max_targets, settings.json_depth),
         )
         self._start: asyncio.Task[None] | None = None
         self._missing = "starting: waiting for Redis and the bus"
@@ -135,7 +144,8 @@ class Dispatcher:
         """Open the port and start what brings the dispatcher up; returns at once. Raises SystemExit."""
         settings = self._settings
         try:
-            await self._api.http.open(settings.bind_host, settings.http_port)
+            context = None if self._tls is None else self._tls.context
+            await self._api.http.open(settings.bind_host, settings.http_port, context)
         except OSError as error:
             where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
@@ -147,6 +157,8 @@ class Dispatcher:
             raise SystemExit(2) from None
         REGISTRY.register(self._tally)
         self._warn()
+        if self._tls is not None:
+            self._tls.start()
         _log.info("listening", http_host=settings.bind_host, http_port=self._api.http.port)
         self._start = asyncio.create_task(self._come_up(), name="start")
 
@@ -183,6 +195,8 @@ class Dispatcher:
                 await self._placement.close()
         except TimeoutError:
             _log.warning("sends_given_up")
+        if self._tls is not None:
+            await self._tls.close()
         await self._keys.close()
         await self._outbox.close()
         await self._nodes.close()

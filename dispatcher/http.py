@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
@@ -30,6 +31,7 @@ MOST_BODY = 1 << 20
 _MOST_IN_FLIGHT = 2048
 _MOST_SLOW_BYTES = 128 << 20
 _BODY_S = 30.0
+_TLS_HANDSHAKE_S = 10.0
 _MOST_UNREAD_BYTES = 8 << 20
 _log = get_log("dispatcher")
 
@@ -124,12 +126,15 @@ class HttpPort:
         self.port = 0
         self.v1: Endpoint = _nothing
 
-    async def open(self, host: str, port: int) -> None:
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Raises OSError."""
         self._server = web.Server(
             self._serve, access_log=None, keepalive_timeout=75.0, lingering_time=2.0, logger=_server_log()
         )
-        listener = await asyncio.get_running_loop().create_server(self._server, host, port, backlog=1024)
+        shake_s = None if tls is None else _TLS_HANDSHAKE_S
+        listener = await asyncio.get_running_loop().create_server(
+            self._server, host, port, backlog=1024, ssl=tls, ssl_handshake_timeout=shake_s
+        )
         self._listener = listener
         self.port = listener.sockets[0].getsockname()[1]
         for sock in listener.sockets:

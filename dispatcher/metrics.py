@@ -29,6 +29,12 @@ OUTBOX_PUBLISHED = Counter("push_outbox_published_total", "Lines published from 
 OUTBOX_DROPPED = Counter("push_outbox_dropped_total", "Lines in the outbox that could not be published", ["reason"])
 BROADCASTS_RUNNING = Gauge("push_broadcasts_running", "Broadcasts that this dispatcher runs")
 BROADCAST_TARGETS = Counter("push_broadcast_targets_total", "Targets that broadcasts came to, by state", ["state"])
+REFUSED = Counter("push_dispatcher_refused_total", "What was refused because of a limit, by limit", ["limit"])
+
+
+def count_refused(limit: str, count: int) -> None:
+    REFUSED.labels(limit).inc(count)
+
 
 _BOUNDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 

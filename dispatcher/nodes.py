@@ -168,11 +168,10 @@ class LiveNodes:
         answer = await self._store.run(_NODES, (keys.node_ids,), (keys.lease(""),))
         nodes = []
         for place in range(0, len(answer), 2):
-            node_id = answer[place].decode()
             try:
-                nodes.append(Node(node_id, _lease_decoder.decode(answer[place + 1])))
-            except msgspec.DecodeError:
-                _log.warning("bad_lease", node_id=node_id)
+                nodes.append(Node(answer[place].decode(), _lease_decoder.decode(answer[place + 1])))
+            except ValueError:  # not JSON of that form, or not even UTF-8
+                _log.warning("bad_lease", node_id=answer[place].decode(errors="replace"))
         self._nodes = tuple(nodes)
         self._table = {node.node_id: (node.lease.epoch, node_topic(self._topic_prefix, node.node_id)) for node in nodes}
         for node in nodes:

@@ -1,19 +1,21 @@
 """
-What a caller may ask: the body of a send, checked and turned into a `Send`. Pure.
+What a caller may ask: the body of a send, checked and turned into a `Send`.
 
 Every fault is a BadRequest that names the field by its path (`to[3]: 200 characters, at most 128`). `msg` is cut
 out of the body as it stands there: key order, white space and numbers of any size reach the client unchanged.
 
-JSON may be nested 64 deep. Depth is measured before anything recurses: a body with at most 64 opening brackets
-passes at once, any other has its strings cut out and its brackets summed.
+JSON may be nested 64 deep (PUSH_JSON_DEPTH). Depth is measured before anything recurses: a body with at most 64 opening
+brackets passes at once, any other has its strings cut out and its brackets summed.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import msgspec
 
+from dispatcher.metrics import REFUSED
 from shared.errors import BadRequest, BodyTooLarge
 from shared.ids import client_id_fault, request_id_fault
 from shared.json_text import DEEPEST, field_and_fault, is_too_deep
@@ -25,6 +27,17 @@ DEFAULT_TTL_S = 7 * 86_400
 MOST_TTL_S = 30 * 86_400
 _MOST_SENDER = 128
 _MOST_VOLUME = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one send: the targets that it may name, the levels that its JSON may be nested."""
+
+    targets: int = MOST_TARGETS
+    json_depth: int = DEEPEST
+
+
+USUAL = Bounds()
 
 
 class SendBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -68,10 +81,9 @@ _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _GOOD_TARGETS = re.compile(r"[A-Za-z0-9._\-:@]{1,128}(?:\n[A-Za-z0-9._\-:@]{1,128})*\Z")
 
 
-def parse_send(body: bytes) -> Send:
+def parse_send(body: bytes, bounds: Bounds = USUAL) -> Send:
     """The send that `body` (JSON text) asks for. Raises BadRequest."""
-    if is_too_deep(body):
-        raise BadRequest(f"JSON nested deeper than {DEEPEST}")
+    check_depth(body, bounds.json_depth)
     check_utf8(body)
     try:
         asked = _send_decoder.decode(body)
@@ -79,7 +91,7 @@ def parse_send(body: bytes) -> Send:
         raise _named(error) from None
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
-    return checked_send(asked)
+    return checked_send(asked, bounds.targets)
 
 
 def parse_list(body: bytes) -> list[bytes]:
@@ -96,6 +108,13 @@ def parse_list(body: bytes) -> list[bytes]:
     return [bytes(item) for item in items]
 
 
+def check_depth(body: bytes, most: int) -> None:
+    """Raises BadRequest."""
+    if is_too_deep(body, most):
+        REFUSED.labels("json_depth").inc()
+        raise BadRequest(f"JSON nested deeper than {most}")
+
+
 def check_utf8(body: bytes) -> None:
     """The decoder passes over `msg` without looking at its characters. Raises BadRequest."""
     if body.isascii():
@@ -106,14 +125,14 @@ def check_utf8(body: bytes) -> None:
         raise BadRequest(f"the body is not UTF-8 (byte {error.start})") from None
 
 
-def checked_send(asked: SendBody) -> Send:
+def checked_send(asked: SendBody, most_targets: int = MOST_TARGETS) -> Send:
     """Raises BadRequest."""
     everyone = asked.send_to_all is True
     if asked.delay:
         raise BadRequest("this version has no scheduled sends", field="delay")
     if asked.deliver_at:
         raise BadRequest("this version has no scheduled sends", field="deliverAt")
-    targets = _targets(asked.to)
+    targets = _targets(asked.to, most_targets)
     groups = group_ids(asked.to_groups)
     if everyone:
         targets = groups = ()
@@ -121,6 +140,7 @@ def checked_send(asked: SendBody) -> Send:
         raise BadRequest("required: a clientId or a list of them, toGroups or sendToAll", field="to")
     msg = bytes(asked.msg)
     if len(targets) * len(msg) > _MOST_VOLUME:
+        REFUSED.labels("targets").inc()
         raise BodyTooLarge(f"{len(targets)} targets of so large a msg, at most {_MOST_VOLUME} bytes in all", field="to")
     return Send(
         targets,
@@ -134,15 +154,16 @@ def checked_send(asked: SendBody) -> Send:
     )
 
 
-def _targets(to: str | list[str] | None) -> tuple[str, ...]:
+def _targets(to: str | list[str] | None, most: int) -> tuple[str, ...]:
     if not to:
         return ()
     if isinstance(to, str):
         if not _GOOD_TARGETS.match(to) or "\n" in to:
             raise BadRequest(client_id_fault(to) or "", field="to")
         return (to,)
-    if len(to) > MOST_TARGETS:
-        raise BadRequest(f"{len(to)} targets, at most {MOST_TARGETS}", field="to")
+    if len(to) > most:
+        REFUSED.labels("targets").inc()
+        raise BadRequest(f"{len(to)} targets, at most {most}", field="to")
     # One look at all of them together; a line break, which no clientId may hold, would join two.
     joined = "\n".join(to)
     if not _GOOD_TARGETS.match(joined) or joined.count("\n") != len(to) - 1:
@@ -159,6 +180,7 @@ def group_ids(groups: str | list[str] | None) -> tuple[str, ...]:
         return ()
     listed = [groups] if isinstance(groups, str) else groups
     if len(listed) > MOST_GROUPS:
+        REFUSED.labels("targets").inc()
         raise BadRequest(f"{len(listed)} groups, at most {MOST_GROUPS}", field="toGroups")
     for place, group in enumerate(listed):
         fault = client_id_fault(group)

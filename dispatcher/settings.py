@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dispatcher.callers import KeysFault, load_keys
+from dispatcher.requests import MOST_TARGETS
 from shared.settings import RoleSettings, existing_file, port_number, seconds, setting, whole
 
 
@@ -19,6 +20,7 @@ class DispatcherSettings(RoleSettings):
         "PUSH_HTTP_PORT", 8080, "HTTP: sends, placement, health, metrics; 0: any free one", port_number
     )
     api_keys: str = setting("PUSH_API_KEYS", "", "JSON file of the callers' API keys", existing_file)
+    max_targets: int = setting("PUSH_MAX_TARGETS", MOST_TARGETS, "clients that one send may name", whole(1, 100_000))
     inbox_messages: int = setting("PUSH_INBOX_MESSAGES", 1000, "messages a client's inbox holds at most", whole(1))
     inbox_bytes: int = setting("PUSH_INBOX_BYTES", 4 << 20, "bytes a client's inbox holds at most", whole(1024))
     timeline_messages: int = setting(
@@ -50,6 +52,7 @@ class DispatcherSettings(RoleSettings):
         """What does not fit together, a line each."""
         faults = self.auth_fault("PUSH_HTTP_HOST", self.bind_host)
         faults += self.token_fault()
+        faults += self.tls_fault()
         if self.auth == "off":
             return faults
         if not self.api_keys:

@@ -13,19 +13,18 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-import msgspec
-
 from dispatcher.metrics import UPSTREAM
 from dispatcher.order import Order
 from dispatcher.push import Push
-from dispatcher.requests import DEFAULT_TTL_S, MOST_TARGETS, Send, check_utf8, group_ids
+from dispatcher.requests import DEFAULT_TTL_S, Send, check_depth, check_utf8, group_ids
 from shared.backoff import Backoff
 from shared.bus.port import Bus, Received, SharedReader
 from shared.envelope import Trigger
 from shared.errors import BadRequest, BusError, Overloaded, PushfleetError, Unavailable
 from shared.ids import client_id_fault, is_message_id, request_id_fault
+from shared.json_text import MOST_DEEP
 from shared.logs import OncePerSecond, get_log
-from shared.upstream import decode_upstream, upstream_topic
+from shared.upstream import MOST_IN_RECORD, decode_upstream, upstream_topic
 
 _BATCH = 64
 _MOST_BATCHES = 8
@@ -112,7 +111,7 @@ class UpstreamTaker:
         for record in records:
             try:
                 work.append((record, read_order(record.body)))
-            except (BadRequest, msgspec.DecodeError, ValueError, RecursionError) as error:
+            except (BadRequest, ValueError, RecursionError) as error:
                 unread.append(record)
                 _log.warning("upstream_set_aside", record_id=record.record_id, reason=str(error)[:200])
         UPSTREAM.labels("set aside").inc(len(unread))
@@ -154,14 +153,15 @@ class UpstreamTaker:
 
 
 def read_order(body: bytes) -> Order:
-    """The send that a record asks for. Raises BadRequest, msgspec.DecodeError, ValueError, RecursionError."""
+    """The send that a record asks for. Raises BadRequest, ValueError, RecursionError."""
+    check_depth(body, MOST_DEEP)  # its node has checked what its client may
     asked = decode_upstream(body)
     check_utf8(body)
     if not is_message_id(asked.message_id):
         raise BadRequest("not a messageId", field="messageId")
     groups = group_ids(asked.to_groups)
-    if not (asked.to or groups) or len(asked.to) > MOST_TARGETS:
-        raise BadRequest(f"{len(asked.to)} targets, expected 1 to {MOST_TARGETS}", field="to")
+    if not (asked.to or groups) or len(asked.to) > MOST_IN_RECORD:
+        raise BadRequest(f"{len(asked.to)} targets, expected 1 to {MOST_IN_RECORD}", field="to")
     for field, client_id in (("from", asked.sender), *((f"to[{n}]", to) for n, to in enumerate(asked.to))):
         fault = client_id_fault(client_id)
         if fault:

@@ -21,9 +21,9 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from dispatcher.callers import Caller
-from dispatcher.requests import check_utf8
+from dispatcher.requests import check_depth, check_utf8
 from shared.errors import BadRequest, NotFound, PushfleetError
-from shared.json_text import DEEPEST, field_and_fault, is_too_deep
+from shared.json_text import DEEPEST, field_and_fault
 
 PREFIX = "/v1/"
 
@@ -100,17 +100,20 @@ class _Branch:
 
 class V1:
     """
-    Answers what is asked under /v1. `identify` gives a request's caller or raises, `read_body` its body.
+    Answers what is asked under /v1. `identify` gives a request's caller or raises, `read_body` its body, whose JSON may
+    be nested `most_deep` levels.
     """
 
-    __slots__ = ("_identify", "_read_body", "_root")
+    __slots__ = ("_identify", "_most_deep", "_read_body", "_root")
 
     def __init__(
         self,
         operations: Iterable[Operation[Any]],
         identify: Callable[[web.BaseRequest], Caller],
         read_body: Callable[[web.BaseRequest], Awaitable[bytes]],
+        most_deep: int = DEEPEST,
     ) -> None:
+        self._most_deep = most_deep
         self._identify = identify
         self._read_body = read_body
         self._root = _Branch()
@@ -123,7 +126,9 @@ class V1:
         caller = self._identify(request)
         if caller.scopes.isdisjoint(operation.scopes):
             caller.require(operation.scopes[0])
-        body = None if operation.body is None else _decode(await self._read_body(request), operation.body)
+        body = None
+        if operation.body is not None:
+            body = _decode(await self._read_body(request), operation.body, self._most_deep)
         reply = await operation.run(Call(caller, params, request.rel_url.query, body))
         return web.Response(
             status=reply.status, body=msgspec.json.encode(reply.body), headers={"Content-Type": "application/json"}
@@ -173,10 +178,9 @@ def _matches(
         yield from _matches(following, others, (*params, (name, segment)))
 
 
-def _decode(body: bytes, kind: type[Body]) -> Body:
+def _decode(body: bytes, kind: type[Body], most_deep: int) -> Body:
     """Raises BadRequest."""
-    if is_too_deep(body):
-        raise BadRequest(f"JSON nested deeper than {DEEPEST}")
+    check_depth(body, most_deep)
     check_utf8(body)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)

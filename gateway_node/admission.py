@@ -16,13 +16,18 @@ from gateway_node.websocket.handshake import Request, offered_subprotocols
 from shared.errors import BadRequest, Forbidden, Unauthorized
 from shared.ids import client_id_fault
 from shared.key_source import KeySource
+from shared.tokens import Claims
 
 _SUBPROTOCOL = "bearer"
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """`client_id` is empty when the first frame has to name it. `subprotocol` is to be answered."""
+    """
+    `client_id` is empty when the first frame has to name it. `subprotocol` is to be answered.
+
+    `issued_s` (epoch s): the token's `iat`, 0 without one; None: there is no token.
+    """
 
     client_id: str
     expires_s: float
@@ -30,6 +35,7 @@ class Admitted:
     ack: bool
     subprotocol: str | None
     groups: tuple[str, ...] = ()
+    issued_s: float | None = None
 
 
 class Admission:
@@ -59,11 +65,11 @@ class Admission:
             raise Unauthorized("no token; send Authorization: Bearer, ?token= or the subprotocols bearer, <token>")
         claims = self._verifier.verify(token)
         device = claims.device or query.get("device", "")
-        return Admitted(claims.client_id, claims.expires_s, device, ack, subprotocol, claims.groups)
+        return Admitted(claims.client_id, claims.expires_s, device, ack, subprotocol, claims.groups, claims.issued_s)
 
-    def renew(self, client_id: str, token: str) -> float:
+    def renew(self, client_id: str, token: str) -> Claims:
         """
-        Until when (epoch s, 0: for ever) a session of the client may go on with this token.
+        The claims of a token that a session of the client may go on with, unless it was revoked.
 
         Raises Unauthorized, Forbidden, Unavailable; BadRequest where there are no tokens.
         """
@@ -72,7 +78,7 @@ class Admission:
         claims = self._verifier.verify(token)
         if claims.client_id != client_id:
             raise Forbidden("the token is another client's", field="token")
-        return claims.expires_s
+        return claims
 
 
 def token_of(request: Request) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ from asyncio import Task
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from gateway_node.admission import Admission
 from gateway_node.audience import Audience
 from gateway_node.audiences import Audiences, Place
 from gateway_node.chat import Chat
@@ -31,12 +32,13 @@ from gateway_node.hub import Hub
 from gateway_node.lease import LeaseKeeper
 from gateway_node.lookups import Lookups
 from gateway_node.membership import Membership
-from gateway_node.metrics import LAG
+from gateway_node.metrics import LAG, count_refused
 from gateway_node.neighbours import Neighbours
 from gateway_node.pacing import Pacing
 from gateway_node.ports import Ports
 from gateway_node.reconcile import Reconcile
 from gateway_node.registration import Registration
+from gateway_node.renewal import Renewal
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
 from gateway_node.upstream import Upstream
@@ -48,16 +50,17 @@ from shared.errors import PushfleetError
 from shared.groups import Groups
 from shared.ids import node_topic
 from shared.inbox import Inbox
+from shared.jwks import KeySetFault
 from shared.key_source import KeySource
 from shared.logs import OncePerSecond, get_log
 from shared.people import People
 from shared.presence import PresenceWriter, ensure_presence_topic
 from shared.process import Stop
 from shared.registry import Lease, Registry
+from shared.revocations import Revocations
 from shared.settings import wrong_setting
 from shared.store import Store
 from shared.timeline import Timelines
-from shared.tokens import KeySetFault
 from shared.upstream import UPSTREAM_QUEUES, upstream_topic
 
 _SETTLE_S = 5.0
@@ -89,6 +92,7 @@ class Node:
         self._registry = Registry(
             self._store,
             policy=settings.session_policy,
+            most_sessions=settings.client_sessions,
             changed=self._presence.changed if settings.presence else None,
         )
         self._hub = Hub()
@@ -116,11 +120,11 @@ class Node:
         self._upstream = Upstream(self._bus, upstream)
         self._neighbours = Neighbours(self._bus, namespace=settings.namespace)
         self._clerk = self._make_clerk(settings)
+        admission = Admission(settings, self._keys)
         self._gateway = Gateway(
-            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal, self._keys
+            self.node_id, settings, self._hub, self._delivery, self._clerk, self.health, self.refusal, admission
         )
         self._clerk.log_out = self._gateway.log_out
-        self._clerk.renew = self._gateway.renew
         self._eviction = Eviction(self._hub, self._neighbours)
         self._lease = LeaseKeeper(
             self._registry, self.node_id, settings.lease_s, self._describe, self._lease_lost, self._drain_asked
@@ -156,6 +160,8 @@ class Node:
             every_s=settings.reconcile_s,
         )
         self._ticker = Ticker(self._hub, self._delivery, settings, self._on_tick)
+        self._renewal = Renewal(admission, Revocations(self._store), self._ticker.ends_otherwise)
+        self._clerk.renew = self._renewal.renew
         self._gateway.registration = self._registration
         self._gateway.audiences = self._audiences
         self._gateway.ticker = self._ticker
@@ -169,7 +175,12 @@ class Node:
         self._complaint = OncePerSecond()
 
     def _make_clerk(self, settings: GatewaySettings) -> Clerk:
-        groups = Groups(self._store, most_members=settings.group_members, most_groups=settings.client_groups)
+        groups = Groups(
+            self._store,
+            most_members=settings.group_members,
+            most_groups=settings.client_groups,
+            refused=count_refused,
+        )
         chat = Chat(settings.chat_timezone)
         return Clerk(
             self._hub,
@@ -179,6 +190,7 @@ class Node:
             Membership(groups, self._hub, self._neighbours, self._audiences.changed),
             (EnvelopeDialect(), chat),
             chat,
+            settings,
         )
 
     # -- start -----------------------------------------------------------------------------------------------
@@ -300,7 +312,7 @@ class Node:
         settings = self._settings
         return Lease(
             epoch=epoch,
-            url=settings.url or f"ws://{self.node_id}/websocket",
+            url=settings.url or f"{self._ports.scheme}://{self.node_id}/websocket",
             connections=len(self._hub),
             lag_ms=self._lag_ms(),
             weight=settings.weight,
@@ -378,6 +390,7 @@ class Node:
         """Stop everything, in the order that loses nothing."""
         self._ports.stop_listening()
         await self._keys.close()
+        await self._renewal.close()
         await self._reconcile.close()
         patience_s = 0.0 if self._drain.done else _SETTLE_S  # a drain has waited for them already
         await self._clerk.close(_SETTLE_S if self._reached_bus else 0.0)

@@ -6,8 +6,11 @@ The clerk: carries out what clients ask for, and has the dialect they asked in w
     read                            retired from the inbox; the sender is looked up and told
     register, heartbeat, ack        at once, a name when it is kept
 
-A refusal is an answer, too: whatever is asked is answered once, as long as the session is there. What others have to be
-told of something that has happened already (a group was made, a message was read) waits while the bus is away.
+A refusal is an answer, too: whatever is asked is answered once, as long as the session is there. What is not answered
+at once is an *errand*. A session that has too many under way is held until half of them are done: what it sends
+meanwhile waits with its client, and not in the queues in front of Redis and the bus, where others would wait behind it.
+What others have to be told of something that has happened already (a group was made, a message was read) waits while
+the bus is away.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from gateway_node.backlog import Backlog
 from gateway_node.commands import (
@@ -44,12 +46,13 @@ from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
 from gateway_node.lookups import Found, Lookups, Question
 from gateway_node.membership import Membership
-from gateway_node.metrics import CLIENT_FRAMES
+from gateway_node.metrics import CLIENT_FRAMES, REFUSED
 from gateway_node.session import Session
+from gateway_node.settings import GatewaySettings
 from gateway_node.turns import Turns
 from gateway_node.upstream import Upstream
 from gateway_node.websocket.frames import text_frame
-from shared.errors import BusError, NotFound, Overloaded, PushfleetError, Unavailable
+from shared.errors import BusError, NotFound, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.groups import Standing
 from shared.ids import MessageIdMint, mint_request_id
 from shared.logs import get_log
@@ -59,8 +62,7 @@ _MOST_CHANGES = 256
 _log = get_log("clerk")
 
 
-@dataclass(slots=True)
-class Errand:
+class Errand(Struct):
     """A command under way."""
 
     session: Session
@@ -69,6 +71,7 @@ class Errand:
     at_ms: int
     message_id: str
     request_id: str
+    answered: bool = False
 
 
 class Clerk:
@@ -83,9 +86,10 @@ class Clerk:
         membership: Membership,
         dialects: tuple[Dialect, Dialect],
         words: Words,
+        settings: GatewaySettings,
     ) -> None:
         self.log_out: Callable[[Session], None]
-        self.renew: Callable[[Session, str], float]
+        self.renew: Callable[[Session, str], asyncio.Future[list[float | None]]]
         self._hub = hub
         self._delivery = delivery
         self._upstream = upstream
@@ -93,6 +97,8 @@ class Clerk:
         self._membership = membership
         self._dialects = dialects
         self._words = words
+        self._most_errands = settings.session_errands
+        self._group_creates = settings.group_creates
         self._turns = Turns()
         self._message_ids = MessageIdMint()
         self._changes: set[asyncio.Task[None]] = set()
@@ -122,7 +128,7 @@ class Clerk:
             self._look_up(errand, _question(errand, command))
         else:
             CLIENT_FRAMES.labels("group").inc()
-            self._take_turn(self._errand(session, command, dialect), self._begin_change, alone=True)
+            self._on_change(self._errand(session, command, dialect))
 
     def refuse_frame(self, session: Session, fault: BadFrame) -> None:
         """In the dialect that the frame was in."""
@@ -158,7 +164,7 @@ class Clerk:
         try:
             self._publish(errand, command.to, command.msg)
         except Overloaded as error:
-            raise self._flooding(errand, error) from None
+            self._refuse_overload(errand, error)
 
     def _look_up(self, errand: Errand, question: Question) -> None:
         self._take_turn(errand, partial(self._begin_look_up, question=question))
@@ -219,6 +225,7 @@ class Clerk:
 
     def _on_published(self, errand: Errand, published: asyncio.Future[list[None]]) -> None:
         if published.cancelled():
+            self._done(errand)
             return
         error = published.exception()
         if error is None:
@@ -236,10 +243,31 @@ class Clerk:
     def _on_renew(self, session: Session, command: Renew, dialect: Dialect) -> None:
         CLIENT_FRAMES.labels("renew").inc()
         try:
-            expires_s = self.renew(session, command.token)
+            renewed = self.renew(session, command.token)
+        except (Unavailable, Overloaded) as error:
+            self._send(session, dialect.refusal(session, Refused(error.code, str(error), None, command.message_id)))
         except PushfleetError as error:
             raise BadFrame(error.code, str(error), None, command.message_id) from None
-        self._send(session, dialect.answer(session, command, Done(0, expires_s=expires_s)))
+        else:
+            renewed.add_done_callback(partial(self._on_renewed, session, command, dialect))
+
+    def _on_renewed(
+        self, session: Session, command: Renew, dialect: Dialect, renewed: asyncio.Future[list[float | None]]
+    ) -> None:
+        if renewed.cancelled():
+            return
+        error = renewed.exception()
+        if isinstance(error, PushfleetError):
+            answer = dialect.refusal(session, Refused(error.code, f"{error}; try again", None, command.message_id))
+        elif error is not None:
+            _log.error("command_failed", command="Renew", error=type(error).__name__)
+            answer = dialect.refusal(session, Refused("internal", "it failed", None, command.message_id))
+        elif (expires_s := renewed.result()[0]) is None:
+            text = "the token was revoked; get a new one"
+            answer = dialect.refusal(session, Refused(Unauthorized.code, text, None, command.message_id))
+        else:
+            answer = dialect.answer(session, command, Done(0, expires_s=expires_s))
+        self._send(session, answer)
 
     # -- who the client is -----------------------------------------------------------------------------------
 
@@ -271,6 +299,14 @@ class Clerk:
             self._lookups.keep_name(question.client_id, question.name)
 
     # -- groups ----------------------------------------------------------------------------------------------
+
+    def _on_change(self, errand: Errand) -> None:
+        most, session = self._group_creates, errand.session
+        if isinstance(errand.command, CreateGroup) and not session.may_make_group(most, self._delivery.now):
+            REFUSED.labels("group_creates").inc()
+            self._refuse(errand, Overloaded.code, f"more than {most} groups a minute; try again later")
+        else:
+            self._take_turn(errand, self._begin_change, alone=True)
 
     def _begin_change(self, errand: Errand) -> bool:
         if len(self._changes) >= _MOST_CHANGES:
@@ -335,20 +371,33 @@ class Clerk:
 
     def _errand(self, session: Session, command: Command, dialect: Dialect, request_id: str | None = None) -> Errand:
         at_ms = time.time_ns() // 1_000_000
+        session.errands += 1
+        if session.errands == self._most_errands:
+            session.connection.hold()
         return Errand(session, command, dialect, at_ms, self._message_ids.mint(), request_id or mint_request_id())
 
     def _take_turn(self, errand: Errand, begin: Callable[[Errand], bool], *, alone: bool = False) -> None:
-        """Raises BadFrame."""
         try:
             self._turns.take(errand.session.session_id, partial(begin, errand), alone=alone)
         except Overloaded as error:
-            raise self._flooding(errand, error) from None
+            self._refuse_overload(errand, error)
 
-    def _flooding(self, errand: Errand, error: Overloaded) -> BadFrame:
-        chat = errand.dialect is self._dialects[True]
-        return BadFrame("overloaded", f"{error}; try again", errand.request_id, errand.message_id, chat=chat)
+    def _refuse_overload(self, errand: Errand, error: Overloaded) -> None:
+        """It is not its sender's fault, so no bad frame."""
+        self._refuse(errand, error.code, f"{error}; try again")
+
+    def _done(self, errand: Errand) -> None:
+        """The errand has been answered."""
+        if errand.answered:
+            return
+        errand.answered = True
+        session = errand.session
+        session.errands -= 1
+        if session.errands == self._most_errands // 2 and session.connection.held:
+            session.connection.release()
 
     def _answer(self, errand: Errand, done: Done | None = None) -> None:
+        self._done(errand)
         done = done or Done(errand.at_ms, errand.message_id, errand.request_id)
         self._send(errand.session, errand.dialect.answer(errand.session, errand.command, done))
 
@@ -365,6 +414,7 @@ class Clerk:
             self._refuse(errand, "internal", "it failed")
 
     def _refuse(self, errand: Errand, code: str, text: str) -> None:
+        self._done(errand)
         ids: tuple[str, str] | tuple[()] = ()
         if isinstance(errand.command, Business | Tell | TellGroup):
             ids = errand.request_id, errand.message_id

@@ -7,31 +7,44 @@ business, 2 acknowledgement, 3 heartbeat, 5 a newer token.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from gateway_node.chat import read_chat
 from gateway_node.commands import Ack, Asked, Business, Command, Heartbeat, Renew
 from gateway_node.incoming import Incoming, decode_frame
 from shared.ids import client_id_fault, is_message_id
+from shared.json_text import DEEPEST
 
-MOST_TARGETS = 1000
 MOST_GROUPS = 100
 MOST_ACKS = 10_000
 
 
-def parse_frame(data: bytes) -> Asked:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one frame: the clients that it may name, the levels that its JSON may be nested."""
+
+    targets: int = 1_000
+    json_depth: int = DEEPEST
+
+
+USUAL = Bounds()
+
+
+def parse_frame(data: bytes, bounds: Bounds = USUAL) -> Asked:
     """Raises BadFrame."""
-    incoming = decode_frame(data)
+    incoming = decode_frame(data, bounds.json_depth)
     if incoming.is_chat:
         return Asked(read_chat(incoming), chat=True)
-    return Asked(_read_envelope(incoming), chat=False)
+    return Asked(_read_envelope(incoming, bounds), chat=False)
 
 
-def _read_envelope(incoming: Incoming) -> Command:
+def _read_envelope(incoming: Incoming, bounds: Bounds) -> Command:
     if incoming.msgType == 2:
         return _ack(incoming)
     if incoming.msgType == 3:
         return Heartbeat(incoming.messageId)
     if incoming.msgType == 1:
-        return _business(incoming)
+        return _business(incoming, bounds.targets)
     if incoming.msgType == 5:
         if not incoming.token:
             raise incoming.fault("bad_frame", "token: missing, expected a newer connect token")
@@ -57,13 +70,13 @@ def _ack(incoming: Incoming) -> Ack:
     return Ack(ids)
 
 
-def _business(incoming: Incoming) -> Business:
+def _business(incoming: Incoming, most_targets: int) -> Business:
     groups = _groups(incoming)
     targets = [incoming.to] if isinstance(incoming.to, str) else incoming.to or []
     if not targets and not groups:
         raise incoming.fault("bad_frame", "to: missing, expected a clientId or a list of them")
-    if len(targets) > MOST_TARGETS:
-        raise incoming.fault("too_many_targets", f"to: {len(targets)} targets, at most {MOST_TARGETS}")
+    if len(targets) > most_targets:
+        raise incoming.fault("too_many_targets", f"to: {len(targets)} targets, at most {most_targets}")
     for place, client_id in enumerate(targets):
         fault = client_id_fault(client_id)
         if fault:

@@ -188,7 +188,7 @@ class Drain:
             return None
         try:
             asked = _request_decoder.decode(request)
-        except msgspec.DecodeError:
+        except ValueError:
             _log.warning("drain_request_not_read")
             return None
         if asked.epoch != self._lease.epoch:

@@ -1,9 +1,9 @@
 """
 Eviction: sessions that end because somebody else says so, on this node or another.
 
-A session that PUSH_SESSION_POLICY replaced is out of its client's route already. One on this node is closed at once,
-one elsewhere by a `close` line on its node's topic. Should that line never come, the sweep of the other node finds the
-session without a route and ends it (reconcile.py).
+A session that a newer one replaced (PUSH_SESSION_POLICY, PUSH_CLIENT_SESSIONS) is out of its client's route already.
+One on this node is closed at once, one elsewhere by a `close` line on its node's topic. Should that line never come,
+the sweep of the other node finds the session without a route and ends it (reconcile.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from shared.errors import CloseCode
 from shared.record import close_line, decode_close
 
 _REPLACED = "replaced by a newer session"
+REVOKED = "the token was revoked"
 
 
 class Eviction:
@@ -39,6 +40,9 @@ class Eviction:
 
     def end_replaced(self, session: Session) -> None:
         session.connection.close(CloseCode.REPLACED, _REPLACED)
+
+    def end_revoked(self, session: Session) -> None:
+        session.connection.close(CloseCode.TOKEN_EXPIRED, REVOKED)
 
     def close_line(self, envelope: bytes) -> None:
         """A line told to close a session. Raises ValueError when it cannot be read."""

@@ -20,31 +20,35 @@ from functools import partial
 import orjson
 
 from gateway_node.admission import Admission, Admitted
-from gateway_node.arrivals import Arrivals, come_again_s
+from gateway_node.arrivals import Arrivals, Floods, come_again_s
 from gateway_node.audiences import Audiences
 from gateway_node.clerk import Clerk
-from gateway_node.client_frames import parse_frame
+from gateway_node.client_frames import Bounds, parse_frame
 from gateway_node.commands import BadFrame, Command, Register
 from gateway_node.delivery import Delivery
 from gateway_node.hub import Hub
-from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, SESSIONS, SESSIONS_ENDED
+from gateway_node.metrics import CLIENT_FRAMES, CONNECTIONS, REFUSED, SESSIONS, SESSIONS_ENDED
 from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
+from gateway_node.websocket.addresses import Addresses
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
+from gateway_node.websocket.pace import BURST_S, share_s, too_fast
 from shared.envelope import MsgType, server_envelope
-from shared.errors import CloseCode, Overloaded, PushfleetError, Unavailable
+from shared.errors import CloseCode, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
-from shared.key_source import KeySource
 from shared.logs import get_log
 from shared.registry import Joined
 
 _PATHS = ("/websocket", "/ws")
 _JSON = "application/json"
 _REGISTERED = CONNECTIONS.labels("registered")
+_LIMITS = {"too_many_targets": "targets", "too_deep": "json_depth"}
+_FLOODS = ("messages", "bytes", "pings")
+_FULL = REFUSED.labels("node_connections")
 _log = get_log("gateway")
 
 
@@ -68,7 +72,7 @@ class Gateway:
         clerk: Clerk,
         health: Callable[[], str | None],
         refusal: Callable[[], str | None],
-        keys: KeySource,
+        admission: Admission,
     ) -> None:
         self.now = 0.0
         self._node_id = node_id
@@ -78,8 +82,17 @@ class Gateway:
         self._clerk = clerk
         self._health = health
         self._refusal = refusal
-        self._admission = Admission(settings, keys)
+        self._admission = admission
         self._arrivals = Arrivals(settings.connect_rate)
+        self._floods = Floods()
+        self._message_s = share_s(settings.message_rate)
+        self._bounds = Bounds(settings.frame_targets, settings.json_depth)
+        self.addresses = Addresses(
+            settings.address_connections,
+            settings.address_connect_rate,
+            settings.address_auth_failures,
+            settings.trusted_proxies,
+        )
         SESSIONS.set_function(lambda: hub.registered)
         self._session_ids = SessionIdMint(node_id)
         self._message_ids = MessageIdMint()
@@ -99,13 +112,17 @@ class Gateway:
             return
         try:
             check_upgrade(request)
+            self.addresses.check(connection, request.headers, self.now)
             self._arrivals.take(self.now)
             admitted = self._admission.admit(request)
+            self._floods.check(admitted.client_id, self.now)
             self._check_room()
         except Refused as refusal:
             self._refuse(connection, refusal.status, "no_upgrade", str(refusal), headers=refusal.headers)
             return
         except PushfleetError as error:
+            if isinstance(error, Unauthorized):
+                self.addresses.auth_failed(connection, self.now)
             self._refuse(connection, error.status, error.code, str(error), retry_after_s=error.retry_after_s)
             return
         if admitted.client_id:
@@ -118,13 +135,20 @@ class Gateway:
     def message_received(self, connection: Connection, data: bytes) -> None:
         context = connection.session
         try:
-            asked = parse_frame(data)
+            asked = parse_frame(data, self._bounds)
             if isinstance(context, Session):
-                self._clerk.obey(context, asked)
+                ahead_s = context.charge(asked.command, self._message_s, self.now)
+                if ahead_s > BURST_S:
+                    self.limit_exceeded(connection, "messages")
+                    connection.cut(CloseCode.FLOODING, too_fast("messages", ahead_s))
+                else:
+                    self._clerk.obey(context, asked)
             elif isinstance(context, Guest):
                 self._on_first_frame(connection, context, asked.command)
         except BadFrame as fault:
             CLIENT_FRAMES.labels("bad").inc()
+            if limit := _LIMITS.get(fault.code):
+                REFUSED.labels(limit).inc()
             self._on_bad_frame(connection, fault)
 
     def drained(self, connection: Connection) -> None:
@@ -139,6 +163,11 @@ class Gateway:
         elif isinstance(context, Session) and self._hub.remove(context):
             self._end_session(context, code, clean)
 
+    def limit_exceeded(self, connection: Connection, limit: str) -> None:
+        REFUSED.labels(limit).inc()
+        if limit in _FLOODS and isinstance(connection.session, Session):
+            self._floods.add(connection.session.client_id, self.now)
+
     def close_guests(self, code: int, reason: str) -> None:
         """Those who have not said who they are would become sessions whatever the node takes."""
         for connection in list(self._guests):
@@ -149,6 +178,7 @@ class Gateway:
     def tick(self, now: float) -> None:
         self.now = now
         self._delivery.now = now
+        self._floods.forget(now)
         late = [connection for connection, guest in self._guests.items() if guest.deadline <= now]
         for connection in late:
             del self._guests[connection]
@@ -161,6 +191,7 @@ class Gateway:
         if (reason := self._refusal()) is not None:
             raise Unavailable(reason)
         if len(self._hub) + len(self._guests) >= self._settings.max_sessions:
+            _FULL.inc()
             raise Unavailable("this node is full", retry_after_s=5)
 
     def _open_session(
@@ -174,6 +205,7 @@ class Gateway:
             ack=admitted.ack,
             expires_s=admitted.expires_s,
             device=admitted.device,
+            issued_s=admitted.issued_s,
         )
         session.early = []
         connection.session = session
@@ -200,12 +232,15 @@ class Gateway:
             self.registration.leave(session)
             self._turn_away(session, error)
             return
+        (answer,) = joined.result()
+        if answer.revoked:
+            self._turn_away(session, Unauthorized("the token was revoked; get a new one"))
+            return
         connection = session.connection
         if not connection.open and not connection.accept(admitted.subprotocol):
             self._hub.remove(session)  # it was refused or went away meanwhile
             self.registration.leave(session)
             return
-        (answer,) = joined.result()
         self._welcome(session, answer, register)
         self.audiences.attach_for_session(session, admitted.groups)
         self.registration.replaced(answer)
@@ -233,6 +268,8 @@ class Gateway:
         text = str(error) if known else "registration failed"
         if connection.open:
             connection.close(CloseCode.TRY_AGAIN_LATER, "not registered; try again")
+        elif isinstance(error, Unauthorized):
+            self._refuse(connection, error.status, error.code, text)
         else:
             self._refuse(connection, 503, "unavailable", text, retry_after_s=come_again_s())
 
@@ -295,11 +332,6 @@ class Gateway:
         self._clerk.introduce(command)
         self._open_session(connection, guest.admitted, command.client_id, command)
 
-    def renew(self, session: Session, token: str) -> float:
-        """Have the session go on until the token's end (epoch s, 0: for ever). Raises PushfleetError."""
-        session.expires_s = self._admission.renew(session.client_id, token)
-        return session.expires_s
-
     def log_out(self, session: Session) -> None:
         """Its client leaves: out of the registry, then closed."""
         session.connection.flush()  # what the client has is settled before the session ends
@@ -316,7 +348,8 @@ class Gateway:
         if isinstance(context, Session):
             self._clerk.refuse_frame(context, fault)
             if context.is_flooding_bad_frames(self.now, self._settings.bad_frames):
-                connection.close(CloseCode.POLICY_VIOLATION, "too many bad frames")
+                REFUSED.labels("bad_frames").inc()
+                connection.cut(CloseCode.POLICY_VIOLATION, "too many bad frames")
         elif isinstance(context, Guest):
             connection.close(CloseCode.POLICY_VIOLATION, str(fault)[:120])
 

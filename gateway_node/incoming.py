@@ -6,7 +6,7 @@ import msgspec
 
 from gateway_node.commands import BadFrame
 from shared.ids import request_id_fault
-from shared.json_text import DEEPEST, field_and_fault, is_too_deep
+from shared.json_text import field_and_fault, is_too_deep
 
 _ABSENT = msgspec.Raw()
 
@@ -43,10 +43,10 @@ class Incoming(msgspec.Struct):
 _decoder = msgspec.json.Decoder(Incoming)
 
 
-def decode_frame(data: bytes) -> Incoming:
+def decode_frame(data: bytes, most_deep: int) -> Incoming:
     """Raises BadFrame."""
-    if is_too_deep(data):
-        raise BadFrame("too_deep", f"nested deeper than {DEEPEST}")
+    if is_too_deep(data, most_deep):
+        raise BadFrame("too_deep", f"nested deeper than {most_deep}")
     try:
         return _decoder.decode(data)
     except msgspec.ValidationError as error:
@@ -54,7 +54,7 @@ def decode_frame(data: bytes) -> Incoming:
     except msgspec.DecodeError as error:
         raise BadFrame("not_json", f"not JSON: {error}") from None
     except RecursionError:
-        raise BadFrame("too_deep", f"nested deeper than {DEEPEST}") from None
+        raise BadFrame("too_deep", f"nested deeper than {most_deep}") from None
 
 
 def in_words(error: msgspec.DecodeError, inside: str = "") -> str:

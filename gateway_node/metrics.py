@@ -20,4 +20,11 @@ RECONCILED = Counter("push_node_reconciled_total", "Sessions that the sweep foun
 RETIRED = Counter("push_node_retired_total", "Messages taken out of inboxes")
 CLIENT_FRAMES = Counter("push_node_client_frames_total", "Frames from clients, by kind", ["kind"])
 DRAIN_LEFT = Gauge("push_node_drain_left", "Sessions that a drain has still to see off; 0 while there is no drain")
+REFUSED = Counter("push_node_refused_total", "What a limit refused, by limit", ["limit"])
+
+
+def count_refused(limit: str, count: int) -> None:
+    REFUSED.labels(limit).inc(count)
+
+
 BACKLOG_LET_GO = Counter("push_node_backlog_let_go_total", "Items let go because a backlog was full", ["backlog"])

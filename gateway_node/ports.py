@@ -21,14 +21,16 @@ from gateway_node.websocket.gate import Gate, Limits
 from gateway_node.websocket.listener import Listener, listening_socket, serve
 from shared.registry import DrainState
 from shared.settings import cannot_listen
+from shared.tls import open_port_tls
 
 
 class Ports:
     """Binds the WebSocket port. `node_id`: what clients and ops see. Raises SettingsError: the port is taken."""
 
-    __slots__ = ("_admin", "_gate", "_listener", "_settings", "_sock", "admin_port", "node_id", "port")
+    __slots__ = ("_admin", "_gate", "_listener", "_settings", "_sock", "_tls", "admin_port", "node_id", "port")
 
     def __init__(self, settings: GatewaySettings) -> None:
+        self._tls = open_port_tls(settings.tls_cert, settings.tls_key)
         try:
             self._sock = listening_socket(settings.bind_host, settings.port)
         except OSError as error:
@@ -46,16 +48,32 @@ class Ports:
         settings = self._settings
         limits = Limits(
             max_message=settings.max_frame,
+            max_fragments=settings.max_fragments,
+            byte_rate=settings.byte_rate,
+            control_rate=settings.ping_rate,
             max_outbox_bytes=settings.max_outbox,
             handshake_timeout_s=settings.handshake_timeout_s,
+            max_handshakes=settings.max_handshakes,
+            max_head=settings.max_header_bytes,
+            max_headers=settings.max_headers,
         )
-        self._gate = Gate(gateway, asyncio.get_running_loop(), limits)
+        self._gate = Gate(
+            gateway,
+            asyncio.get_running_loop(),
+            limits,
+            addresses=gateway.addresses,
+            tls=None if self._tls is None else self._tls.context,
+            proxied=settings.proxy_protocol,
+            trusted=settings.trusted_proxies,
+        )
         return self._gate
 
     async def open(self, gateway: Gateway, hub: Hub, drain: Callable[[], DrainState | None]) -> None:
         """Accept sockets, and open the admin port. Behind `make_gate`. Raises SettingsError."""
         assert self._gate is not None
         settings = self._settings
+        if self._tls is not None:
+            self._tls.start()
         self._listener = await serve(self._gate, self._sock)
         try:
             self._admin, self.admin_port = await open_admin(
@@ -63,6 +81,11 @@ class Ports:
             )
         except OSError as error:
             raise cannot_listen("PUSH_ADMIN_PORT", settings.admin_port, error) from None
+
+    @property
+    def scheme(self) -> str:
+        """Of the WebSocket port's URL."""
+        return "ws" if self._tls is None else "wss"
 
     def tick(self, now: float) -> None:
         """For the ticker."""
@@ -79,6 +102,8 @@ class Ports:
     async def close(self) -> None:
         """The admin port too."""
         self.stop_listening()
+        if self._tls is not None:
+            await self._tls.close()
         if self._admin is not None:
             await self._admin.cleanup()
 

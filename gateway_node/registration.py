@@ -4,7 +4,7 @@ Registration: sessions into and out of the registry, in batches.
 Thousands of clients come at once when a node dies; while one call to Redis is in flight the next batch gathers. A
 removal is done in the end, also when Redis is away meanwhile. When this node's lease was lost (a long pause, a Redis
 that was away or came back empty) every session is suspended and registered again, under the new epoch; one whose place
-a newer session has taken ends.
+a newer session has taken ends, and so does one whose token was revoked meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway_node.backlog import Backlog
 from gateway_node.delivery import Delivery
 from gateway_node.eviction import Eviction
 from gateway_node.hub import Hub
+from gateway_node.metrics import REFUSED
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from shared.batching import Batcher
@@ -76,6 +77,8 @@ class Registration:
 
     def replaced(self, joined: Joined) -> None:
         """A session is registered: end those whose place it took."""
+        if joined.crowded:
+            REFUSED.labels("client_sessions").inc(joined.crowded)
         if joined.replaced:
             self._eviction.replaced(session_id for session_id, _ in joined.replaced)
 
@@ -121,6 +124,8 @@ class Registration:
                 self.leave(session)
             elif joined.outdated:
                 self._eviction.end_replaced(session)
+            elif joined.revoked:
+                self._eviction.end_revoked(session)
             else:
                 self.replaced(joined)
                 self._audiences.attach(session, joined.audiences)
@@ -136,6 +141,7 @@ class Registration:
                     session.session_id.decode(),
                     session.device,
                     self._audiences.begin(session),
+                    session.issued_s,
                 )
                 for session in sessions
             ],

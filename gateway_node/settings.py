@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from gateway_node.websocket.pace import BURST_S
 from shared.ids import is_node_id
-from shared.settings import RoleSettings, one_of, port_number, seconds, setting, whole
+from shared.settings import RoleSettings, is_loopback, one_of, port_number, seconds, setting, whole
+from shared.upstream import MOST_IN_RECORD
 
 
 def _node_id(text: str) -> str:
@@ -43,7 +45,9 @@ class GatewaySettings(RoleSettings):
     advertise: str = setting(
         "PUSH_NODE_ADVERTISE", "", "ip:port that clients and ops see; default: bind address", _node_id
     )
-    url: str = setting("PUSH_NODE_URL", "", "what /server/get tells clients; default ws://<nodeId>/websocket")
+    url: str = setting(
+        "PUSH_NODE_URL", "", "what /server/get tells clients; default ws://<nodeId>/websocket, wss:// with TLS"
+    )
     admin_host: str = setting("PUSH_ADMIN_HOST", "127.0.0.1", "bind address of the admin port")
     admin_port: int = setting("PUSH_ADMIN_PORT", 9100, "metrics, health and counts; 0 takes a free one", port_number)
     allowed_origins: tuple[str, ...] = setting(
@@ -55,9 +59,34 @@ class GatewaySettings(RoleSettings):
         "multi: any number of sessions a client; device: one a device; client: one",
         one_of("multi", "device", "client"),
     )
+    client_sessions: int = setting(
+        "PUSH_CLIENT_SESSIONS",
+        100,
+        "sessions of a client at most; beyond it the oldest are replaced",
+        whole(1, 10_000),
+    )
     weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
     max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))
+    max_fragments: int = setting("PUSH_MAX_FRAGMENTS", 1024, "frames that a message may come in", whole(1))
+    message_rate: int = setting(
+        "PUSH_MESSAGE_RATE", 1_000, "messages a second of a session, five seconds' worth at once; 0: any", whole(0)
+    )
+    byte_rate: int = setting(
+        "PUSH_BYTE_RATE", 4 << 20, "bytes a second of a session, five seconds' worth at once; 0: any", whole(0)
+    )
+    ping_rate: int = setting(
+        "PUSH_PING_RATE", 10, "pings and pongs a second of a session, five seconds' worth at once; 0: any", whole(0)
+    )
+    frame_targets: int = setting(
+        "PUSH_FRAME_TARGETS", 1_000, "clients that one frame of a client may name", whole(1, MOST_IN_RECORD)
+    )
+    session_errands: int = setting(
+        "PUSH_SESSION_ERRANDS", 64, "frames of a session under way; beyond it the node reads on when they are", whole(1)
+    )
+    group_creates: int = setting(
+        "PUSH_GROUP_CREATES", 60, "groups a minute that a session may make, as many at once; 0: any", whole(0)
+    )
     max_outbox: int = setting("PUSH_MAX_OUTBOX", 1 << 20, "bytes waiting for a slow consumer at most", whole(1 << 12))
     max_outbox_total: int = setting(
         "PUSH_MAX_OUTBOX_TOTAL", 64 << 20, "bytes waiting for all consumers together at most", whole(1 << 16)
@@ -70,6 +99,31 @@ class GatewaySettings(RoleSettings):
     )
     handshake_timeout_s: float = setting(
         "PUSH_HANDSHAKE_TIMEOUT", 10.0, "seconds a connection has until it is a session", seconds(0.1, 600)
+    )
+    max_handshakes: int = setting(
+        "PUSH_MAX_HANDSHAKES", 10_000, "connections that are no session yet; beyond it the oldest is ended", whole(1)
+    )
+    max_header_bytes: int = setting(
+        "PUSH_MAX_HEADER_BYTES", 8192, "bytes of a request head at most", whole(256, 1 << 20)
+    )
+    max_headers: int = setting("PUSH_MAX_HEADERS", 64, "header lines of a request at most", whole(1, 1000))
+    address_connections: int = setting(
+        "PUSH_ADDRESS_CONNECTIONS", 20_000, "connections of one address at most; 0: any number"
+    )
+    address_connect_rate: float = setting(
+        "PUSH_ADDRESS_CONNECT_RATE",
+        2500.0,
+        "connections a second of one address, two seconds' worth at once; 0: any number",
+        seconds(0, 1e6),
+    )
+    address_auth_failures: float = setting(
+        "PUSH_ADDRESS_AUTH_FAILURES",
+        100.0,
+        "refused tokens a second of one address, two seconds' worth at once; 0: any number",
+        seconds(0, 1e6),
+    )
+    proxy_protocol: bool = setting(
+        "PUSH_PROXY_PROTOCOL", False, "1: every connection begins with a PROXY header (v1 or v2) of a trusted proxy"
     )
     connect_rate: float = setting(
         "PUSH_CONNECT_RATE", 5000.0, "connections a second let in, two seconds' worth at once; 0: all", seconds(0, 1e6)
@@ -94,5 +148,10 @@ class GatewaySettings(RoleSettings):
         """What is wrong between settings."""
         yield from self.auth_fault("PUSH_NODE_HOST", self.bind_host)
         yield from self.token_fault()
+        if 0 < self.byte_rate * BURST_S < self.max_frame:
+            yield f"PUSH_BYTE_RATE={self.byte_rate}: expected a fifth of PUSH_MAX_FRAME or more, so that one passes"
+        yield from self.tls_fault()
+        if self.proxy_protocol and not self.trusted_proxies and not is_loopback(self.bind_host):
+            yield "PUSH_PROXY_PROTOCOL=1: expected PUSH_TRUSTED_PROXIES, or anybody could say to be any address"
         if self.auth == "jwt" and not (self.jwt_secret or self.jwt_jwks):
             yield "PUSH_JWT_SECRET: expected 32 bytes or more, or PUSH_JWT_JWKS (or PUSH_AUTH=off on loopback)"

@@ -52,6 +52,12 @@ class Ticker:
         """From its registration until it is no longer in the hub."""
         self._put(session, self._quiet_s)
 
+    def ends_otherwise(self, session: Session) -> None:
+        """Its token's end has changed: look at it in time. What the wheel holds of it already counts no more."""
+        tick = self._tick_of(session, self._timeout_s)
+        if tick < session.due:
+            self._at(session, tick)
+
     async def run(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
@@ -68,7 +74,7 @@ class Ticker:
 
     def _look_at_due(self, now: float) -> None:
         for session in self._wheel.pop(self._tick, ()):
-            if session.session_id in self._hub.by_id:
+            if session.due == self._tick and session.session_id in self._hub.by_id:
                 self._look_at(session, now)
 
     def _look_at(self, session: Session, now: float) -> None:
@@ -87,8 +93,14 @@ class Ticker:
         self._put(session, min(self._quiet_s, self._timeout_s - silent_s, left_s))
 
     def _put(self, session: Session, in_s: float) -> None:
-        """The first tick at or after `in_s`."""
+        """The first tick at or after `in_s`, or after its token's end."""
+        self._at(session, self._tick_of(session, in_s))
+
+    def _tick_of(self, session: Session, in_s: float) -> int:
         if session.expires_s:
             in_s = min(in_s, max(0.0, session.expires_s - time.time()))
-        tick = self._tick + 1 + int(in_s / self._tick_s)
+        return self._tick + 1 + int(in_s / self._tick_s)
+
+    def _at(self, session: Session, tick: int) -> None:
+        session.due = tick
         self._wheel.setdefault(tick, []).append(session)

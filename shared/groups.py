@@ -21,7 +21,7 @@ somebody remembers the old one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -99,14 +99,22 @@ class Groups:
     Groups in Redis. All raise StoreUnavailable.
 
     Of the ids of members it is the caller who checks the form (shared.ids.client_id_fault): it knows where they stood.
+    `refused` is called with the limit, `group_members` or `client_groups`, and for how many clients it was met.
     """
 
-    __slots__ = ("_most_groups", "_most_in_call", "_most_members", "_store")
+    __slots__ = ("_most_groups", "_most_in_call", "_most_members", "_refused", "_store")
 
     def __init__(
-        self, store: Store, *, most_members: int = 100_000, most_groups: int = 1_000, most_in_call: int = 500
+        self,
+        store: Store,
+        *,
+        most_members: int = 100_000,
+        most_groups: int = 1_000,
+        most_in_call: int = 500,
+        refused: Callable[[str, int], None] = lambda limit, count: None,
     ) -> None:
         self._store = store
+        self._refused = refused
         self._most_members = most_members
         self._most_groups = most_groups
         self._most_in_call = most_in_call
@@ -222,12 +230,14 @@ class Groups:
         fresh = {client_id for client_id, done in zip(client_ids, joined, strict=True) if done == 1}
         full = [client_id for client_id, done in zip(client_ids, joined, strict=True) if done == -1]
         if full:
+            self._refused("group_members", len(full))
             reason = f"the group has {self._most_members} members, more it cannot have"
             tally.refused += ((client_id, reason) for client_id in full)
         refused = set(full)
         inside = [client_id for client_id in client_ids if client_id not in refused]
         crowded = await self._enter(group_id, inside, start, fresh, tally)
         if crowded:
+            self._refused("client_groups", len(crowded))
             with suppress(NotFound):  # deleted meanwhile: those who are inside are compared all the same
                 await self._leave(group_id, crowded, _Tally())  # who was taken in above and cannot stay
             reason = f"in {self._most_groups} groups, more are not allowed"
@@ -341,6 +351,7 @@ class Groups:
 
     def _check_count(self, client_ids: Sequence[str]) -> None:
         if len(client_ids) > self._most_members:
+            self._refused("group_members", len(client_ids) - self._most_members)
             raise BadRequest(f"{len(client_ids)}, a group has at most {self._most_members}", field="members")
 
     @staticmethod

@@ -12,6 +12,9 @@ from itertools import accumulate
 import msgspec
 
 DEEPEST = 64
+"""By default."""
+MOST_DEEP = 256
+"""Decoders recurse: beyond some hundreds of levels they fail."""
 
 _AT = re.compile(r" - at `\$\.?([^`]*)`\Z")
 _UNKNOWN = "Object contains unknown field `"
@@ -25,6 +28,7 @@ _TYPES = {
     "object": "an object",
     "null": "null",
 }
+_MOST_WORDS = 200
 _TYPE = re.compile("|".join(_TYPES))
 _QUOTED_TYPES = re.compile(r"`([a-z |]+)`")
 
@@ -35,6 +39,8 @@ def field_and_fault(error: msgspec.ValidationError) -> tuple[str, str]:
     at = _AT.search(text)
     field = at[1] if at else ""
     words = text[: at.start()] if at else text
+    if len(words) > _MOST_WORDS and not words.startswith(_UNKNOWN):  # a value that was sent is among the words
+        words = words[:_MOST_WORDS] + "..."
     if words.startswith(_UNKNOWN):
         return words[len(_UNKNOWN) : -1][:64], "unknown field"
     if words.startswith(_MISSING):
@@ -46,7 +52,9 @@ def field_and_fault(error: msgspec.ValidationError) -> tuple[str, str]:
     return field, words[:1].lower() + words[1:]
 
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string that does not end goes to the end of the text: were it no match, each quote in it would be tried as the
+# start of another, which takes the square of its length.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 

@@ -2,29 +2,47 @@
 Where the keys of connect tokens come from: a secret, a JWKS file, or a JWKS URL.
 
 A file is read again when it changes. A URL is fetched at the start, then every five minutes, and when a token names a
-key that is not known, at most every ten seconds. When reading fails the last good set stays, and the log says so. Until
-a first set was read the process is not healthy, and tokens are answered 503.
+key that is not known, at most every ten seconds. Redirects are not followed: the keys are those of the URL that the
+settings name, or none. When reading fails the last good set stays, and the log says so. Until a first set was read the
+process is not healthy, and tokens are answered 503.
+
+A set that has not changed stays the same object, so that the verifier goes on remembering what it was asked before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 
 from shared.backoff import Backoff
 from shared.errors import Unavailable
+from shared.jwks import KeySet, KeySetFault, UnknownKey, read_jwks
 from shared.logs import OncePerSecond, get_log
-from shared.tokens import Claims, KeySet, KeySetFault, TokenVerifier, UnknownKey, read_jwks
+from shared.tokens import Claims, TokenVerifier
 
-_LOOK_S = 2.0
-_FETCH_EVERY_S = 300.0
-_FETCH_AGAIN_S = 10.0
-_FETCH_S = 5.0
 _MOST_BYTES = 1 << 20
 _log = get_log("keys")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """
+    How often keys are read, in seconds: a file is looked at every `look_s`; a URL is fetched every `fetch_every_s`, for
+    unknown keys every `fetch_again_s` at most, each time within `fetch_s`; after failures it waits from `first_pause_s`
+    to `last_pause_s`.
+    """
+
+    look_s: float = 2.0
+    fetch_every_s: float = 300.0
+    fetch_again_s: float = 10.0
+    fetch_s: float = 5.0
+    first_pause_s: float = 0.5
+    last_pause_s: float = 30.0
 
 
 class KeySource:
@@ -34,13 +52,29 @@ class KeySource:
     `jwks`: "" (the secret alone), a path, or an http(s) URL.
     """
 
-    __slots__ = ("_asked", "_complaint", "_jwks", "_keys", "_read_at", "_secret", "_stamp", "_task", "_verifier")
+    __slots__ = (
+        "_asked",
+        "_complaint",
+        "_jwks",
+        "_keys",
+        "_pace",
+        "_read_at",
+        "_secret",
+        "_stamp",
+        "_task",
+        "_text",
+        "_verifier",
+    )
 
-    def __init__(self, secret: str, jwks: str, *, audience: str = "", issuer: str = "") -> None:
+    def __init__(
+        self, secret: str, jwks: str, *, audience: str = "", issuer: str = "", pace: Pace | None = None
+    ) -> None:
         self._secret = secret
         self._jwks = jwks
         self._keys = KeySet(secret)
-        self._stamp: tuple[int, int] | None = None
+        self._pace = pace or Pace()
+        self._stamp: tuple[int, ...] = ()
+        self._text = b""
         self._read_at = float("-inf")
         self._asked = asyncio.Event()
         self._complaint = OncePerSecond()
@@ -59,7 +93,7 @@ class KeySource:
         try:
             return self._verifier.verify(token)
         except UnknownKey:
-            if self._is_url and asyncio.get_running_loop().time() - self._read_at > _FETCH_AGAIN_S:
+            if self._is_url and asyncio.get_running_loop().time() - self._read_at > self._pace.fetch_again_s:
                 self._asked.set()
                 raise Unavailable("the token's key is not known yet; try again") from None
             raise
@@ -69,7 +103,7 @@ class KeySource:
         if not self._jwks:
             return
         if not self._is_url:
-            self._read_file()
+            self.read_file()
         self._task = asyncio.create_task(self._run(), name="keys")
 
     async def close(self) -> None:
@@ -83,55 +117,83 @@ class KeySource:
 
     async def _run(self) -> None:
         if self._is_url:
-            await self._keep_fetching()
+            timeout = aiohttp.ClientTimeout(total=self._pace.fetch_s)
+            async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as http:
+                await self._keep_fetching(http)
         while True:
-            await asyncio.sleep(_LOOK_S)
-            try:
-                self._read_file()
-            except (KeySetFault, OSError) as error:
-                self._complain(str(error))
+            await asyncio.sleep(self._pace.look_s)
+            self._look()
 
-    def _read_file(self) -> None:
+    def _look(self) -> None:
+        try:
+            self.read_file()
+        except (KeySetFault, OSError) as error:
+            self._complain(str(error))
+        except Exception:
+            _log.exception("keys_failed")
+
+    def read_file(self) -> None:
         """If it has changed. Raises KeySetFault, OSError."""
         path = Path(self._jwks)
         status = path.stat()
-        stamp = (status.st_mtime_ns, status.st_size)
-        if stamp != self._stamp:
-            self._use(path.read_bytes())
-            self._stamp = stamp
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
+        if stamp == self._stamp:
+            return
+        if not stat.S_ISREG(status.st_mode):
+            raise KeySetFault("not a file")
+        with path.open("rb") as file:
+            self._use(file.read(_MOST_BYTES + 1))
+        self._stamp = stamp
 
-    async def _keep_fetching(self) -> None:
-        backoff = Backoff(0.5, 30.0)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_FETCH_S)) as http:
-            while True:
-                self._asked.clear()
-                try:
-                    await self._fetch(http)
-                except (KeySetFault, aiohttp.ClientError, TimeoutError, ValueError) as error:
-                    self._complain(str(error) or type(error).__name__)
-                    await asyncio.sleep(backoff.next_s())
-                    continue
-                backoff.reset()
-                try:
-                    async with asyncio.timeout(_FETCH_EVERY_S * random.uniform(0.8, 1.0)):
-                        await self._asked.wait()
-                except TimeoutError:
-                    continue
+    async def _keep_fetching(self, http: aiohttp.ClientSession) -> None:
+        backoff = Backoff(self._pace.first_pause_s, self._pace.last_pause_s)
+        while True:
+            if not await self._fetched(http):
+                await asyncio.sleep(backoff.next_s())
+                continue
+            backoff.reset()
+            self._asked.clear()
+            try:
+                async with asyncio.timeout(self._pace.fetch_every_s * random.uniform(0.8, 1.0)):
+                    await self._asked.wait()
+            except TimeoutError:
+                continue
 
-    async def _fetch(self, http: aiohttp.ClientSession) -> None:
-        async with http.get(self._jwks, headers={"Accept": "application/json"}) as answer:
+    async def _fetched(self, http: aiohttp.ClientSession) -> bool:
+        try:
+            self._use(await self._fetch(http))
+        except (KeySetFault, aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+            self._complain(str(error) or type(error).__name__)
+            return False
+        except Exception:
+            _log.exception("keys_failed")
+            return False
+        return True
+
+    async def _fetch(self, http: aiohttp.ClientSession) -> bytes:
+        """No more than a byte too many. Raises KeySetFault, ClientError, TimeoutError."""
+        headers = {"Accept": "application/jwk-set+json, application/json"}
+        async with http.get(self._jwks, headers=headers, allow_redirects=False) as answer:
             if answer.status != 200:
                 raise KeySetFault(f"answered {answer.status}")
-            text = await answer.content.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise KeySetFault(f"more than {_MOST_BYTES} bytes")
-        self._use(text)
+            text = bytearray()
+            async for part in answer.content.iter_any():
+                text += part
+                if len(text) > _MOST_BYTES:
+                    break
+        return bytes(text)
 
     def _use(self, text: bytes) -> None:
         """Raises KeySetFault."""
-        self._keys = read_jwks(text, self._secret)
+        if len(text) > _MOST_BYTES:
+            raise KeySetFault(f"more than {_MOST_BYTES} bytes")
+        if text != self._text:
+            self._keys = read_jwks(text, self._secret)
+            self._text = text
+            _log.info("keys_read", keys=len(self._keys))
+            if self._keys.was_private:
+                _log.warning("private_keys", keys=self._keys.was_private, advice="give verifiers public keys alone")
         self._read_at = asyncio.get_running_loop().time()
-        _log.info("keys_read", keys=len(self._keys))
 
     def _complain(self, reason: str) -> None:
         if self._complaint.due():

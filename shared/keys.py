@@ -9,6 +9,7 @@ on a single server it stays one call.
 | `{ns}:{{p}}:last:<clientId>`        | string | the node the client was on last                                |
 | `{ns}:{{p}}:device:<clientId>`      | hash   | device -> sessionId, with PUSH_SESSION_POLICY=device            |
 | `{ns}:{{p}}:device-of:<clientId>`   | hash   | sessionId -> device, of sessions that named one                |
+| `{ns}:{{p}}:revoked:<clientId>`     | string | tokens issued before this (s) are refused; expires             |
 | `{ns}:{{p}}:stamp:<clientId>`       | string | the last stamp of a change of its route (us); expires           |
 | `{ns}:{{p}}:at:<nodeId>`            | set    | sessionIds on the node: an index for who cleans up behind it    |
 | `{ns}:{{p}}:clients`                | set    | clientIds that ever registered and are remembered still         |
@@ -69,6 +70,7 @@ class Keys:
         "_nodes",
         "_profile",
         "_quota",
+        "_revoked",
         "_route",
         "_sender",
         "_sent",
@@ -86,6 +88,7 @@ class Keys:
         self._last = [f"{tag}last:" for tag in tags]
         self._sent = [f"{tag}sent:" for tag in tags]
         self._quota = [f"{tag}quota:" for tag in tags]
+        self._revoked = [f"{tag}revoked:" for tag in tags]
         self._device = [f"{tag}device:" for tag in tags]
         self._device_of = [f"{tag}device-of:" for tag in tags]
         self._at = [f"{tag}at:" for tag in tags]
@@ -150,6 +153,10 @@ class Keys:
 
     def sender(self, message_id: str) -> str:
         return self._sender[crc32(message_id.encode()) % PARTITIONS] + message_id
+
+    def revoked(self, client_id: str) -> str:
+        """The scripts that register sessions and place clients know it by their other keys."""
+        return self._revoked[crc32(client_id.encode()) % PARTITIONS] + client_id
 
     def last(self, client_id: str) -> str:
         return self._last[crc32(client_id.encode()) % PARTITIONS] + client_id

@@ -20,5 +20,6 @@ BATCH_SIZE = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 BATCH_WAITING = Gauge("push_batch_waiting", "Items that wait for the next call, by batch", ["batch"])
+TLS_EXPIRES = Gauge("push_tls_certificate_expires_seconds", "When the port's certificate ends (epoch s); 0 without TLS")
 PRESENCE_EVENTS = Counter("push_presence_events_total", "Sessions that came or went, by event", ["event"])
 PRESENCE_DROPPED = Counter("push_presence_dropped_total", "Presence events that were not published")

@@ -108,7 +108,7 @@ def encode_event(change: Change, time_ms: int) -> bytes:
 
 
 def decode_events(body: bytes) -> list[PresenceEvent]:
-    """Those of a record. Raises msgspec.DecodeError."""
+    """Those of a record. Raises ValueError (msgspec.DecodeError, UnicodeDecodeError)."""
     return _decoder.decode_lines(body)
 
 

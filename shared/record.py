@@ -108,7 +108,7 @@ def close_line(session_id: str, code: int, reason: str) -> bytes:
 
 
 def decode_close(envelope: bytes) -> Close:
-    """Of a `close` line. Raises msgspec.DecodeError, a ValueError."""
+    """Of a `close` line. Raises ValueError (msgspec.DecodeError, UnicodeDecodeError)."""
     return _close_decoder.decode(envelope)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 EXPECTED = (
     "redis://host:6379/0, redis+sentinel://host:26379,host2:26379/service or redis+cluster://host:6379,host2:6379"
@@ -64,7 +64,7 @@ class RedisUrl:
 
 def read_redis_url(text: str) -> RedisUrl:
     """Raises ValueError with what is expected; its words hold nothing of a password."""
-    parts = urlsplit(text)
+    parts = split_url(text)
     scheme, plus, kind_name = parts.scheme.partition("+")
     kinds = {kind.value: kind for kind in Kind}
     kind = kinds.get(plus + kind_name)
@@ -75,11 +75,20 @@ def read_redis_url(text: str) -> RedisUrl:
     if kind is Kind.SINGLE and len(hosts) > 1:
         raise ValueError(f"one server has one host; expected {EXPECTED}")
     service, database = _path(kind, parts.path)
-    options, of_sentinels = _options(kind, parts.query)
+    astray = "@" in parts.query + parts.fragment  # a password with a ? in it may be among the options
+    options, of_sentinels = _options(kind, parts.query, hidden=astray)
     host, port = hosts[0]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     plain = f"{scheme}://{credentials}{at}{place}/{database}{'?' if options else ''}{options}"
     return RedisUrl(kind, hosts, plain, service, **of_sentinels)
+
+
+def split_url(text: str) -> SplitResult:
+    """Raises ValueError, of which the original's words hold the credentials."""
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise ValueError("no URL") from None
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
@@ -109,14 +118,15 @@ def _path(kind: Kind, path: str) -> tuple[str, str]:
     return service, database or "0"
 
 
-def _options(kind: Kind, query: str) -> tuple[str, dict[str, str]]:
-    """The options of the data servers as they were, and those of the Sentinels."""
+def _options(kind: Kind, query: str, *, hidden: bool) -> tuple[str, dict[str, str]]:
+    """The options of the data servers as they were, and those of the Sentinels. `hidden`: no name is told."""
     if kind is Kind.SINGLE:
         return query, {}
     given = parse_qsl(query, keep_blank_values=True)
     known = (*_OPTIONS, *_SENTINEL_OPTIONS) if kind is Kind.SENTINEL else _OPTIONS
     for name, _ in given:
         if name not in known:
-            raise ValueError(f"unknown option {name}; expected {', '.join(known)}")
+            shown = "(not shown)" if hidden else name
+            raise ValueError(f"unknown option {shown}; expected {', '.join(known)}")
     rest = [(name, value) for name, value in given if name not in _SENTINEL_OPTIONS]
     return urlencode(rest), {name: value for name, value in given if name in _SENTINEL_OPTIONS}

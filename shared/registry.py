@@ -37,6 +37,8 @@ _ASK_DRAIN = Script(_LUA / "ask_drain.lua")
 _WITHDRAW_DRAIN = Script(_LUA / "withdraw_drain.lua")
 _DRAIN_REQUEST_S = 86_400
 _MOST_IN_DOUBT = 100_000
+MOST_SESSIONS = 100
+"""Of a client, unless the settings say otherwise."""
 _EMPTY = Slice(0, ())
 _NO_AUDIENCES = Memberships(0, {})
 
@@ -110,25 +112,33 @@ class DrainAnswer:
 
 
 class Joining(msgspec.Struct, frozen=True):
-    """A session to be registered. `start`: where its client's cursor for everyone begins if it has none."""
+    """
+    A session to be registered. `start`: where its client's cursor for everyone begins if it has none.
+
+    `issued_s` (epoch s, 0: not said, None: it has no token): since when its token is good, for revocations.
+    """
 
     client_id: str
     session_id: str
     device: str = ""
     start: int = 0
+    issued_s: float | None = None
 
 
 class Joined(msgspec.Struct, frozen=True):
     """
     A session that was registered: its inbox, its client's audiences, the sessions it replaced as (sessionId, epoch).
 
-    `outdated`: it was to be registered again, and a newer session has taken its place; nothing was done.
+    `crowded` of these were replaced since the client had too many. `outdated`: it was to be registered again, and newer
+    sessions have taken its place; `revoked`: its token was revoked; nothing was done.
     """
 
     inbox: Slice
     audiences: Memberships
     replaced: tuple[tuple[str, str], ...] = ()
+    crowded: int = 0
     outdated: bool = False
+    revoked: bool = False
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -143,28 +153,36 @@ def _client_of(item: tuple[str, object]) -> str:
 
 
 def _joined(answer: list[Any]) -> Joined:
-    inbox, others, audiences, _ = answer
-    if inbox == -1:
-        return Joined(_EMPTY, _NO_AUDIENCES, outdated=True)
+    inbox, others, audiences, crowded, _ = answer
+    if isinstance(inbox, int):
+        return Joined(_EMPTY, _NO_AUDIENCES, outdated=inbox == -1, revoked=inbox == -2)
     replaced = tuple((others[i].decode(), others[i + 1].decode()) for i in range(0, len(others), 2)) if others else ()
-    return Joined(read_slice(inbox), read_memberships(audiences), replaced)
+    return Joined(read_slice(inbox), read_memberships(audiences), replaced, crowded)
 
 
 class Registry:
     """Leases and routes in Redis. Calls for clients take a batch; all raise StoreUnavailable."""
 
-    __slots__ = ("_changed", "_in_doubt", "_policy", "_store")
+    __slots__ = ("_changed", "_in_doubt", "_most_sessions", "_policy", "_store")
 
     def __init__(
-        self, store: Store, *, policy: str = "multi", changed: Callable[[Sequence[Change]], None] | None = None
+        self,
+        store: Store,
+        *,
+        policy: str = "multi",
+        most_sessions: int = MOST_SESSIONS,
+        changed: Callable[[Sequence[Change]], None] | None = None,
     ) -> None:
         """
         `policy`: which older sessions a new one replaces; multi (none), device, client.
+
+        `most_sessions` of a client: beyond it the oldest are replaced, too.
 
         `changed` is told what this registry changed in routes, in the order of the stamps for each client.
         """
         self._store = store
         self._policy = policy
+        self._most_sessions = most_sessions
         self._changed = changed
         self._in_doubt: set[str] = set()  # sessions of this node that may be removed: no answer came
 
@@ -233,14 +251,15 @@ class Registry:
         again: bool = False,
     ) -> Sequence[Joined]:
         """Register sessions and read their inboxes, in one step. `again`: they were registered before."""
-        head = (node_id, epoch, most, most_bytes, self._policy, int(again))
+        head = (node_id, epoch, most, most_bytes, self._policy, int(again), self._most_sessions)
 
         async def register_some(some: Sequence[Joining]) -> list[Joined]:
             names: list[str] = []
-            args: list[str | int] = [*head]
+            args: list[str | int | float] = [*head]
             for session in some:
                 names += self._store.keys.session(session.client_id)
-                args += (session.session_id, session.device, f"{session.start:016d}")
+                issued = "" if session.issued_s is None else session.issued_s
+                args += (session.session_id, session.device, f"{session.start:016d}", issued)
             answers = await self._store.run(_REGISTER, names, args)
             self._tell(answer[-1] for answer in answers)
             return [_joined(answer) for answer in answers]

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
-from shared.redis_url import EXPECTED, read_redis_url
+from shared.addresses import Network, networks
+from shared.json_text import DEEPEST, MOST_DEEP
+from shared.redis_url import EXPECTED, read_redis_url, split_url
 from shared.secrets import Secret, SecretUrl, hidden_texts, open_to_others, read_secret
 
 Settings = TypeVar("Settings")
@@ -94,7 +95,7 @@ def load(
             text, _ = given(field, environ, flags)
             if text is None:
                 continue
-            value = parse(text.strip())
+            value = parse(_utf8(text).strip())
             values[field.name] = secret(value) if secret else value
         except ValueError as error:
             shown = "(not shown)" if secret and (secret is Secret or text is None) else repr((secret or str)(text))
@@ -106,6 +107,15 @@ def load(
     if faults:
         raise SettingsError("\n".join(faults))
     return built
+
+
+def _utf8(text: str) -> str:
+    """Raises ValueError for what the environment has in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected UTF-8") from None
+    return text
 
 
 def _parser_of(default: object) -> Callable[[str], Any]:
@@ -171,7 +181,7 @@ def redis_url(text: str) -> str:
 
 def bus_url(text: str) -> str:
     """Empty stays empty: the default."""
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.scheme.startswith("redis"):
         return redis_url(text)
     if text and (parts.scheme != "rocketmq" or not parts.netloc):
@@ -186,8 +196,11 @@ def namespace(text: str) -> str:
 
 
 def existing_file(text: str) -> str:
-    if text and not Path(text).is_file():
-        raise ValueError("expected the path of a file that can be read")
+    try:
+        if text and not Path(text).is_file():
+            raise ValueError("expected the path of a file that can be read")
+    except OSError as error:
+        raise ValueError(f"expected the path of a file that can be read ({error.strerror})") from None
     return text
 
 
@@ -227,9 +240,20 @@ class RoleSettings:
     )
     jwt_audience: str = setting("PUSH_JWT_AUDIENCE", "", "what their aud has to be or hold; unset: any")
     jwt_issuer: str = setting("PUSH_JWT_ISSUER", "", "what their iss has to be; unset: any")
+    tls_cert: str = setting(
+        "PUSH_TLS_CERT", "", "PEM certificate and chain of the role's port; unset: no TLS", existing_file
+    )
+    tls_key: str = setting("PUSH_TLS_KEY", "", "its PEM key, not encrypted", existing_file)
+    trusted_proxies: tuple[Network, ...] = setting(
+        "PUSH_TRUSTED_PROXIES",
+        (),
+        "address ranges of proxies whose X-Forwarded-For is believed; unset: nobody's",
+        networks,
+    )
     lease_s: float = setting("PUSH_LEASE", 10.0, "seconds after which a silent node is dead", seconds(1, 3600))
     group_members: int = setting("PUSH_GROUP_MEMBERS", 100_000, "members a group has at most", whole(1))
     client_groups: int = setting("PUSH_CLIENT_GROUPS", 1_000, "groups a client is in at most", whole(1))
+    json_depth: int = setting("PUSH_JSON_DEPTH", DEEPEST, "levels that JSON may be nested", whole(8, MOST_DEEP))
     log_level: str = setting(
         "PUSH_LOG_LEVEL", "info", "debug, info, warning or error", one_of("debug", "info", "warning", "error")
     )
@@ -267,6 +291,13 @@ class RoleSettings:
             return ["PUSH_JWT_SECRET=(not shown): expected 32 bytes or more"]
         return []
 
+    def tls_fault(self) -> list[str]:
+        """A certificate without its key, or a key without its certificate."""
+        if bool(self.tls_cert) == bool(self.tls_key):
+            return []
+        missing = "PUSH_TLS_KEY" if self.tls_cert else "PUSH_TLS_CERT"
+        return [f"{missing}='': expected a PEM file, since the other of PUSH_TLS_CERT and PUSH_TLS_KEY is set"]
+
     def auth_fault(self, variable: str, host: str) -> list[str]:
         """PUSH_AUTH=off on an address that others can reach is refused."""
         if self.auth != "off" or self.insecure or is_loopback(host):
@@ -280,7 +311,7 @@ def describe(cls: type[RoleSettings]) -> str:
     for field in dataclasses.fields(cls):
         default = field.default
         shown = (
-            ",".join(default)
+            ",".join(map(str, default))
             if isinstance(default, tuple)
             else f"{default:d}"
             if isinstance(default, bool)

@@ -1,38 +1,40 @@
 """
 Connect tokens: JWTs (RFC 7519) that say which client a connection or a caller is. Pure.
 
-A token is checked with a key of the site's key set: the secret (HS256), or the one that its `kid` names in a JWKS (RFC
-7517). The algorithm belongs to the key and is never taken from the token (RFC 8725 section 3.1): a token that names
-another one is refused, so a public key can never serve as a secret. `exp` and `nbf` are checked with 5 s of leeway,
-`aud` and `iss` where the site says what they have to be.
+    length -> header -> key by kid and algorithm -> claims, exp, nbf, iat, sub -> signature -> aud, iss, groups
 
-A token that was good is remembered by its digest until it expires, so a client that comes back costs no signature.
+What is cheap comes before the signature, so that most garbage costs microseconds. The key and its algorithm come from
+the site's key set (jwks.py). `exp`, `nbf` and `iat` are checked with 5 s of leeway, `aud` and `iss` where the site says
+what they have to be. A header with `crit` is refused (RFC 7515 section 4.1.11: no extension is understood here), and so
+is whatever is not exactly a JWS in compact form.
+
+A token that was good is remembered by its digest until it expires, so a client that comes back costs no signature. Only
+good ones are, so nobody who has none can push them out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from binascii import a2b_base64
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jwt
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
 from shared.errors import Unauthorized
 from shared.ids import client_id_fault
+from shared.jwks import Key, KeySet
 
 LEEWAY_S = 5
 MOST_GROUPS = 100
-ALGORITHMS = ("HS256", "RS256", "ES256", "EdDSA")
-_MOST_REMEMBERED = 50_000
-_MOST_TOKEN = 16 << 10
-_OPTIONS: jwt.types.Options = {"require": ["sub"], "verify_aud": False, "verify_iss": False}
-
-
-class UnknownKey(Unauthorized):
-    """No key of the set has the token's `kid`; a newer set may."""
+MOST_TOKEN = 16 << 10
+MOST_REMEMBERED = 50_000
+_MOST_TIME = 253_402_300_800  # the year 10000
+_TO_BASE64 = bytes.maketrans(b"-_+/=", b"+/!!!")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,173 +53,185 @@ class Claims:
     scopes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key and the one algorithm it is for."""
-
-    algorithm: str
-    key: Any
+class _Header(msgspec.Struct):
+    alg: str
+    kid: str | None = None
+    crit: Raw | UnsetType = UNSET
 
 
-class KeySetFault(Exception):
-    """What is wrong with a JWKS; never holds a key."""
+class _Payload(msgspec.Struct):
+    """`exp`, `nbf` and `iat` have to be numbers; null would be none."""
+
+    sub: str | UnsetType = UNSET
+    exp: int | float | UnsetType = UNSET
+    nbf: int | float | UnsetType = UNSET
+    iat: int | float | UnsetType = UNSET
+    aud: Any = None
+    iss: Any = None
+    device: Any = ""
+    groups: Any = ()
+    scope: Any = ""
 
 
-class KeySet:
-    """Keys by their `kid`; `secret` is for tokens that name none."""
-
-    __slots__ = ("_by_id", "_secret")
-
-    def __init__(self, secret: str = "", keys: Mapping[str, Key] | None = None) -> None:
-        self._secret = Key("HS256", secret) if secret else None
-        self._by_id = dict(keys or {})
-
-    def __len__(self) -> int:
-        return len(self._by_id) + (self._secret is not None)
-
-    def find(self, key_id: str | None, algorithm: str) -> Key:
-        """Raises Unauthorized, UnknownKey."""
-        if key_id is not None and key_id in self._by_id:
-            key = self._by_id[key_id]
-        elif key_id is None or not self._by_id:
-            key = self._only(algorithm)
-        else:
-            raise UnknownKey("the token's key (kid) is not known here")
-        if key.algorithm != algorithm:
-            raise Unauthorized(f"the token is not valid (its key is for {key.algorithm})")
-        return key
-
-    def _only(self, algorithm: str) -> Key:
-        """For a token that names no key: the secret, or the set's only key."""
-        if self._secret is not None and (algorithm == "HS256" or not self._by_id):
-            return self._secret
-        if len(self._by_id) == 1:
-            return next(iter(self._by_id.values()))
-        raise Unauthorized("the token names no key (kid)")
-
-
-def read_jwks(text: bytes, secret: str = "") -> KeySet:
-    """
-    A JWKS (RFC 7517 section 5). Keys that are for something else (`use`, `alg`) or of no kind that is known are left
-    out. Raises KeySetFault.
-    """
-    try:
-        entries = list(_entries(text))
-    except ValueError as error:
-        raise KeySetFault(str(error)) from None
-    keys: dict[str, Key] = {}
-    for place, entry in enumerate(entries):
-        if entry.get("use", "sig") != "sig" or entry.get("alg", "HS256") not in ALGORITHMS:
-            continue
-        try:
-            key = jwt.PyJWK(entry)
-        except jwt.PyJWKError as error:
-            if entry.get("kty") in ("oct", "RSA", "EC", "OKP"):
-                raise KeySetFault(f"keys[{place}]: {error}") from None
-            continue
-        if key.algorithm_name in ALGORITHMS:
-            keys[str(entry.get("kid", place))] = Key(key.algorithm_name, key.key)
-    if not keys:
-        raise KeySetFault(f"no key for {', '.join(ALGORITHMS)}")
-    return KeySet(secret, keys)
-
-
-def _entries(text: bytes) -> Iterator[dict[str, Any]]:
-    """Raises ValueError."""
-    try:
-        found = json.loads(text)
-    except RecursionError:
-        raise ValueError("not JSON") from None
-    entries = found.get("keys") if isinstance(found, dict) else None
-    if not isinstance(entries, list):
-        raise ValueError('expected {"keys":[...]}')
-    for place, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            raise ValueError(f"keys[{place}]: expected an object")
-        yield entry
+_decode_header = msgspec.json.Decoder(_Header).decode
+_decode_payload = msgspec.json.Decoder(_Payload).decode
 
 
 class TokenVerifier:
-    """Checks tokens against the set that `keys` gives. `audience`, `issuer`: "" is any."""
+    """
+    Checks tokens against the set that `keys` gives. `audience`, `issuer`: "" is any. `now` gives epoch seconds.
 
-    __slots__ = ("_audience", "_issuer", "_keys", "_of", "_remembered", "hits")
+    Of good tokens it remembers `most` to twice as many, those that were seen last.
+    """
 
-    def __init__(self, keys: Callable[[], KeySet], *, audience: str = "", issuer: str = "") -> None:
+    __slots__ = ("_audience", "_issuer", "_keys", "_most", "_now", "_of", "_older", "_remembered", "hits")
+
+    def __init__(
+        self,
+        keys: Callable[[], KeySet],
+        *,
+        audience: str = "",
+        issuer: str = "",
+        most: int = MOST_REMEMBERED // 2,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._keys = keys
         self._audience = audience
         self._issuer = issuer
+        self._most = most
+        self._now = now
         self._of: KeySet | None = None
         self._remembered: dict[bytes, Claims] = {}
+        self._older: dict[bytes, Claims] = {}
         self.hits = 0
+
+    @property
+    def remembered(self) -> int:
+        """How many tokens are, at most."""
+        return len(self._remembered) + len(self._older)
 
     def verify(self, token: str) -> Claims:
         """Raises Unauthorized with the reason, never with the token; UnknownKey is one."""
         keys = self._keys()
         if keys is not self._of:
             self._of = keys
-            self._remembered = {}
-        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+            self._remembered, self._older = {}, {}
+        if len(token) > MOST_TOKEN:
+            raise Unauthorized(f"the token is too long, at most {MOST_TOKEN} bytes")
+        if not token.isascii():
+            _malformed()
+        data = token.encode()
+        digest = hashlib.sha256(data).digest()
         claims = self._remembered.get(digest)
         if claims is None:
-            claims = self._check(keys, token)
-            if len(self._remembered) >= _MOST_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
-            self._remembered[digest] = claims
-        elif claims.expires_s and claims.expires_s + LEEWAY_S <= time.time():
-            del self._remembered[digest]
-            raise Unauthorized("the token has expired; get a new one")
-        else:
-            self.hits += 1
+            claims = self._older.get(digest)
+            if claims is None:
+                claims = self._check(keys, data)
+                self._remember(digest, claims)
+                return claims
+            self._remember(digest, claims)
+        if claims.expires_s and claims.expires_s + LEEWAY_S <= self._now():
+            _expired()
+        self.hits += 1
         return claims
 
-    def _check(self, keys: KeySet, token: str) -> Claims:
-        if len(token) > _MOST_TOKEN:
-            raise Unauthorized(f"the token is too long, at most {_MOST_TOKEN} bytes")
+    def _remember(self, digest: bytes, claims: Claims) -> None:
+        if len(self._remembered) >= self._most:
+            self._remembered, self._older = {}, self._remembered
+        self._remembered[digest] = claims
+
+    def _check(self, keys: KeySet, data: bytes) -> Claims:
+        signed, _, signature = data.rpartition(b".")
+        head, dot, body = signed.partition(b".")
+        if not dot or b"." in body:
+            _malformed()
+        key = _key_of(keys, head)
         try:
-            header = jwt.get_unverified_header(token)
-            key_id = header.get("kid")
-            key = keys.find(key_id if isinstance(key_id, str) else None, str(header.get("alg")))
-            claims = jwt.decode(
-                token,
-                key.key,
-                algorithms=[key.algorithm],
-                leeway=LEEWAY_S,
-                audience=self._audience or None,
-                issuer=self._issuer or None,
-                options=_OPTIONS | {"verify_aud": bool(self._audience), "verify_iss": bool(self._issuer)},
-            )
-        except jwt.ExpiredSignatureError:
-            raise Unauthorized("the token has expired; get a new one") from None
-        except jwt.InvalidAudienceError:
-            raise Unauthorized("aud: the token is for somebody else") from None
-        except jwt.InvalidIssuerError:
-            raise Unauthorized("iss: the token is somebody else's") from None
-        except jwt.MissingRequiredClaimError as error:
-            raise Unauthorized(f"{error.claim}: missing in the token") from None
-        except (jwt.InvalidTokenError, jwt.PyJWKError, ValueError, TypeError) as error:
-            raise Unauthorized(f"the token is not valid ({type(error).__name__})") from None
-        return _read(claims)
+            payload = _decode_payload(_base64url(body))
+            signed_with = _base64url(signature)
+        except msgspec.ValidationError as error:
+            raise Unauthorized(f"the token's claims: {str(error)[:100]}") from None
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            _malformed()
+        expires_s, issued_s = self._check_times(payload)
+        client_id = _client_id(payload.sub)
+        if not key.has_signed(signed, signed_with):
+            raise Unauthorized("the token's signature is not good")
+        self._check_parties(payload)
+        device, scope = payload.device, payload.scope
+        return Claims(
+            client_id,
+            expires_s,
+            device if isinstance(device, str) else "",
+            _groups(payload.groups),
+            issued_s,
+            tuple(scope.split()) if isinstance(scope, str) else (),
+        )
+
+    def _check_times(self, payload: _Payload) -> tuple[float, float]:
+        """`exp` and `iat`. Raises Unauthorized."""
+        now = self._now()
+        expires_s, issued_s = _seconds(payload.exp, "exp"), _seconds(payload.iat, "iat")
+        if payload.exp is not UNSET and expires_s + LEEWAY_S <= now:
+            _expired()
+        if _seconds(payload.nbf, "nbf") - LEEWAY_S > now:
+            raise Unauthorized("nbf: the token is not good yet")
+        if issued_s - LEEWAY_S > now:
+            raise Unauthorized("iat: the token was issued in the future")
+        return expires_s, issued_s
+
+    def _check_parties(self, payload: _Payload) -> None:
+        """Raises Unauthorized."""
+        if self._audience and self._audience != payload.aud:
+            if payload.aud is None:
+                raise Unauthorized("aud: missing in the token")
+            if not isinstance(payload.aud, list) or self._audience not in payload.aud:
+                raise Unauthorized("aud: the token is for somebody else")
+        if self._issuer and self._issuer != payload.iss:
+            if payload.iss is None:
+                raise Unauthorized("iss: missing in the token")
+            raise Unauthorized("iss: the token is somebody else's")
 
 
-def _read(claims: Mapping[str, Any]) -> Claims:
+def _key_of(keys: KeySet, head: bytes) -> Key:
+    """Raises Unauthorized, UnknownKey."""
+    try:
+        header = _decode_header(_base64url(head))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        _malformed()
+    if header.crit is not UNSET:
+        raise Unauthorized("crit: the token asks for what is not understood here")
+    return keys.find(header.kid, header.alg)
+
+
+def _base64url(text: bytes) -> bytes:
+    """RFC 7515 section 2: without padding. Raises ValueError."""
+    return a2b_base64(text.translate(_TO_BASE64) + b"=" * (-len(text) % 4), strict_mode=True)
+
+
+def _seconds(value: float | UnsetType, name: str) -> float:
+    """A NumericDate (RFC 7519 section 2), 0 for none. Raises Unauthorized."""
+    if value is UNSET:
+        return 0.0
+    if not 0 <= value <= _MOST_TIME:
+        raise Unauthorized(f"{name}: expected a time in epoch seconds")
+    return float(value)
+
+
+def _client_id(claim: str | UnsetType) -> str:
     """Raises Unauthorized."""
-    client_id = claims["sub"]
-    fault = client_id_fault(client_id)
+    if claim is UNSET:
+        raise Unauthorized("sub: missing in the token")
+    fault = client_id_fault(claim)
     if fault:
         raise Unauthorized(f"sub: {fault}")
-    device, scope = claims.get("device", ""), claims.get("scope", "")
-    return Claims(
-        client_id,
-        float(claims.get("exp", 0)),
-        device if isinstance(device, str) else "",
-        _groups(claims.get("groups", [])),
-        float(claims.get("iat", 0)),
-        tuple(scope.split()) if isinstance(scope, str) else (),
-    )
+    return claim
 
 
 def _groups(claim: object) -> tuple[str, ...]:
     """Raises Unauthorized."""
+    if claim == ():
+        return ()
     if not isinstance(claim, list) or len(claim) > MOST_GROUPS:
         raise Unauthorized(f"groups: expected a list of at most {MOST_GROUPS} groupIds")
     for place, group in enumerate(claim):
@@ -225,6 +239,14 @@ def _groups(claim: object) -> tuple[str, ...]:
         if fault:
             raise Unauthorized(f"groups[{place}]: {fault}")
     return tuple(dict.fromkeys(claim))
+
+
+def _malformed() -> NoReturn:
+    raise Unauthorized("the token is not a JWT")
+
+
+def _expired() -> NoReturn:
+    raise Unauthorized("the token has expired; get a new one")
 
 
 def mint_token(secret: str, client_id: str, *, life_s: int, device: str = "", groups: Sequence[str] = ()) -> str:

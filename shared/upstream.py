@@ -27,6 +27,9 @@ class UpstreamSend(msgspec.Struct, frozen=True, omit_defaults=True):
     but: str = ""
 
 
+MOST_IN_RECORD = 10_000
+"""Targets that a record may name."""
+
 UPSTREAM_QUEUES = 4
 """Of the topic on each broker; a client's frames keep to one of them."""
 
@@ -44,5 +47,5 @@ def encode_upstream(send: UpstreamSend) -> bytes:
 
 
 def decode_upstream(body: bytes) -> UpstreamSend:
-    """Raises msgspec.DecodeError (msgspec.ValidationError is one)."""
+    """Raises ValueError (msgspec.DecodeError, UnicodeDecodeError), RecursionError."""
     return _decoder.decode(body)

@@ -101,7 +101,9 @@ async def _site(bench: Bench) -> AsyncIterator[_Site]:
     async with cluster(bench, auth="jwt") as parts:
         path = parts.folder / "keys.json"
         path.write_text(json.dumps({"keys": [_entry(name, key) for name, key in keys.items()]}))
-        gateway = await parts.gateway(PUSH_LEASE="10")
+        gateway = await parts.gateway(
+            PUSH_LEASE="10", PUSH_ADDRESS_CONNECTIONS="20000", PUSH_ADDRESS_CONNECT_RATE="2500"
+        )
         dispatcher = await parts.dispatcher(LOAD_CORE, PUSH_LEASE="10", PUSH_API_KEYS=str(path))
         counter = Counter(parts.folder / "count")
         options = [

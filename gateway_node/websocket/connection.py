@@ -7,9 +7,10 @@ Theory of operation. A connection goes through these states, never back:
               is awaited: `accept` or `refuse`, at once or later. Frames that come early are kept, up to a bound.
     OPEN      messages go up, frames go down.
     CLOSING   our close frame is on its way; the peer's is awaited, its messages are dropped.
-    ENDING    both close frames are sent, or the peer broke the protocol: TCP goes down once all is flushed. After a
-              violation only our half is closed and what still comes is thrown away, since closing a socket with
-              unread bytes resets it, and a reset may overtake the close frame that says what was wrong.
+    ENDING    both close frames are sent, or the peer broke a rule: TCP goes down once all is flushed. After a
+              violation only our half is closed and what still comes is thrown away unparsed, since closing a socket
+              with unread bytes resets it, and a reset may overtake the close frame that says what was wrong. Who goes
+              on and on is not read any more.
     CLOSED    TCP is gone. `Upper.connection_closed` was called, exactly once, if the request was handed up and not
               refused.
 
@@ -19,6 +20,9 @@ has taken all. In between frames gather in the outbox, up to `max_outbox_bytes`;
 outbox is dropped and a close frame 4008 is offered until the close deadline. `blocked` and `outbox_bytes` are the
 truth about delivery: after a flush `blocked` is False, and `outbox_bytes` 0, if and only if the kernel took every byte
 of every frame that was given to `send`, those given to a connection that was closing already among them.
+
+Receiving. The layer above may `hold` a connection: nothing is handed up until `release`, and nothing read, so what the
+peer goes on sending waits with the peer in the end.
 
 Callbacks into the layer above come from the loop, none from inside a call. One that raises is logged and its
 connection closed with 1011.
@@ -30,6 +34,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from gateway_node.metrics import REFUSED
 from gateway_node.websocket.frames import (
     ABNORMAL,
     Binary,
@@ -43,23 +48,27 @@ from gateway_node.websocket.frames import (
 )
 from gateway_node.websocket.handshake import Refused, accept_upgrade, http_response
 from gateway_node.websocket.opening import Opening
+from gateway_node.websocket.outgoing import Outgoing
 from gateway_node.websocket.upper import Upper as Upper
 from shared.errors import CloseCode
 from shared.logs import get_log
 
 if TYPE_CHECKING:
+    from gateway_node.websocket.addresses import Address
     from gateway_node.websocket.gate import Gate
 
 log = get_log("gateway")
+_HANDSHAKE_TIME = REFUSED.labels("handshake_time")
 
 _OPENING: Final = 0
 _OPEN: Final = 1
 _CLOSING: Final = 2
 _ENDING: Final = 3
 _CLOSED: Final = 4
+_MOST_THROWN_AWAY: Final = 1 << 20  # may have been on its way when the peer was told
 
 
-class Connection(asyncio.Protocol):
+class Connection(Outgoing, asyncio.Protocol):
     """
     A connection. `session` belongs to the layer above; `seen` is the time (`Upper.now`) of the last bytes.
 
@@ -68,44 +77,35 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_clean",
-        "_dirty",
         "_end_code",
         "_end_reason",
-        "_gate",
-        "_lost",
+        "_held",
         "_opening",
-        "_outbox",
         "_parser",
-        "_paused",
         "_pong",
-        "_queued",
         "_state",
+        "_thrown_away",
         "_told",
-        "_transport",
         "_upper",
-        "blocked",
+        "address",
         "seen",
         "session",
     )
 
     def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+        super().__init__(gate)
         self._upper = gate.upper
-        self._transport: asyncio.Transport | None = None
         self._parser: FrameParser | None = None
-        self._opening: Opening | None = Opening()
-        self._outbox: list[bytes] | None = None
-        self._queued = 0  # bytes in the outbox
+        self._opening: Opening | None = None
         self._pong: bytes | None = None  # the latest pong that is due while the kernel takes nothing
         self._state = _OPENING
-        self._paused = False  # between pause_writing and resume_writing
-        self._dirty = False  # marked with the flusher
-        self._lost = 0  # bytes that were sent and can no longer reach the kernel
         self._told = False  # connection_closed is due
+        self._held: list[Event] | None = None  # what came for the layer above, which wants nothing for now
+        self._thrown_away = 0  # bytes that came behind a violation
         self._end_code = ABNORMAL
         self._end_reason = ""
         self._clean = False
-        self.blocked = False
+        self.address: Address | None = None
         self.seen = gate.upper.now
         self.session: Any = None
 
@@ -117,15 +117,9 @@ class Connection(asyncio.Protocol):
         return self._state == _OPEN
 
     @property
-    def outbox_bytes(self) -> int:
-        """Bytes given to `send` that the kernel has not taken. Those of a frame that was dropped count for good."""
-        held = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        return self._queued + self._lost + held
-
-    @property
-    def waiting_bytes(self) -> tuple[int, int]:
-        """What the transport holds for the kernel, and what is in the outbox behind that."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size(), self._queued
+    def held(self) -> bool:
+        """Between `hold` and what follows on `release`."""
+        return self._held is not None
 
     def accept(self, subprotocol: str | None = None) -> bool:
         """
@@ -144,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._opening = None
         self._gate.opening.drop(self)
         limits = self._gate.limits
-        self._parser = FrameParser(limits.max_message, limits.max_fragments, opening.received or None)
+        self._parser = FrameParser(limits.max_message, limits.max_fragments, opening.received or None, self._gate.pace)
         self._state = _OPEN
         self.seen = self._upper.now
         self._enqueue(response)
@@ -216,20 +210,25 @@ class Connection(asyncio.Protocol):
             self._enqueue(close_frame(code, reason))
             self._gate.closing.add(self, self._upper.now)
 
-    def abort(self) -> None:
-        """Cut TCP at once; what the kernel has not taken is lost."""
-        if self._transport is not None:
-            self._transport.abort()
+    def cut(self, code: int, reason: str) -> None:
+        """Close, for a peer that broke a rule: as `close`, but nothing that it sends is looked at any more."""
+        if self._state == _OPEN:
+            self._end_code, self._end_reason = code, reason
+            self._enqueue(close_frame(code, reason))
+        if self._state < _ENDING:
+            self._end(linger=True)
+
+    def hold(self) -> None:
+        """Hand nothing up and read nothing until `release`."""
+        if self._held is None and self._transport is not None:
+            self._held = []
+            self._transport.pause_reading()
+
+    def release(self) -> None:
+        """Go on behind what a `hold` held up, from the loop. To be called once for each."""
+        self._gate.call_soon(self._go_on)
 
     # What the gate calls.
-
-    def flush(self) -> None:
-        """Give the outbox to the kernel, in one write, unless it refuses bytes."""
-        self._dirty = False
-        outbox = self._outbox
-        if outbox is None or self._paused or self._transport is None:
-            return
-        self._write(self._transport, outbox)
 
     def opening_expired(self) -> None:
         """The handshake took too long."""
@@ -237,21 +236,33 @@ class Connection(asyncio.Protocol):
         if opening is None or self._transport is None:
             return
         if opening.request is not None:
-            told = self._told
-            self.refuse(503, b"", {"Retry-After": "1"})
-            self._told = told  # the layer above is still at work on it
-        elif opening.received:
+            self.crowded_out()
+            return
+        _HANDSHAKE_TIME.inc()
+        if opening.received:
             self.refuse(408, b"")
         else:
             self.abort()
+
+    def crowded_out(self) -> None:
+        """It has to go before its request was answered: cut, or with 503 if there is a request."""
+        opening = self._opening
+        if opening is None or opening.request is None:
+            self.abort()
+            return
+        told = self._told
+        self.refuse(503, b"", {"Retry-After": "1"})
+        self._told = told  # the layer above is still at work on it
 
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if not self._gate.arrived(self, transport):
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=0)
-        self._gate.alive += 1
-        self._gate.opening.add(self, self._upper.now)
+        self._opening = Opening()
 
     def data_received(self, data: bytes) -> None:
         self.seen = self._upper.now
@@ -292,13 +303,9 @@ class Connection(asyncio.Protocol):
         if held or self._paused:
             self._lose(held or 1)  # when a write failed midway its size is not known any more
         self._state = _CLOSED
-        self._transport = self._opening = self._parser = self._outbox = None
+        self._transport = self._opening = self._parser = self._outbox = self._held = None
         self._queued = 0
-        gate = self._gate
-        gate.alive -= 1
-        gate.blocked.drop(self)
-        gate.opening.drop(self)
-        gate.closing.drop(self)
+        self._gate.left(self)
         if not self._told:
             return
         self._told = False
@@ -312,7 +319,7 @@ class Connection(asyncio.Protocol):
     def _head_received(self, opening: Opening, data: bytes) -> None:
         limits = self._gate.limits
         try:
-            request = opening.feed(data, limits.max_head)
+            request = opening.feed(data, limits.max_head, limits.max_headers)
         except Refused as refusal:
             self._refuse(refusal)
             return
@@ -329,6 +336,8 @@ class Connection(asyncio.Protocol):
             self.close(CloseCode.INTERNAL_ERROR)
 
     def _refuse(self, refusal: Refused) -> None:
+        if refusal.limit:
+            REFUSED.labels(refusal.limit).inc()
         headers = {"Content-Type": "text/plain", **refusal.headers}
         self.refuse(refusal.status, f"{refusal}\n".encode(), headers)
 
@@ -342,25 +351,41 @@ class Connection(asyncio.Protocol):
 
     def _frames_received(self, parser: FrameParser, data: bytes) -> None:
         if self._state > _CLOSING:
+            self._thrown_away += len(data)
+            if self._thrown_away > _MOST_THROWN_AWAY and self._transport is not None:
+                self._transport.pause_reading()
             return
         try:
-            self._deliver(parser.feed(data))
+            self._deliver(parser.feed(data, self.seen))
         except ProtocolError as violation:
             self._deliver(violation.events)
             self._violated(violation)
 
     def _deliver(self, events: list[Event]) -> None:
         upper = self._upper
+        coming = iter(events)
         try:
-            for event in events:
+            for event in coming:
                 if type(event) is bytes:
                     if self._state == _OPEN:
                         upper.message_received(self, event)
                 else:
                     self._deliver_other(event)
+                if self._held is not None:
+                    self._held += coming
         except Exception:
             log.error("the layer above failed at a message", exc_info=True)
             self.close(CloseCode.INTERNAL_ERROR)
+
+    def _go_on(self) -> None:
+        held, self._held = self._held, None
+        if held is None or self._transport is None:
+            return
+        self.seen = self._upper.now  # it was the node that did not listen
+        if self._state <= _CLOSING:
+            self._deliver(held)
+        if self._held is None:
+            self._transport.resume_reading()
 
     def _deliver_other(self, event: Event) -> None:
         if isinstance(event, Close):
@@ -389,11 +414,9 @@ class Connection(asyncio.Protocol):
         self._end(linger=False)
 
     def _violated(self, violation: ProtocolError) -> None:
-        if self._state == _OPEN:
-            self._end_code, self._end_reason = violation.code, str(violation)
-            self._enqueue(close_frame(violation.code, str(violation)))
-        if self._state != _ENDING:
-            self._end(linger=True)
+        self.cut(violation.code, str(violation))
+        if violation.limit and self._told:
+            self._upper.limit_exceeded(self, violation.limit)
 
     def cut_slow_consumer(self) -> None:
         """Drop the outbox and close with 4008. Nothing if it closes already."""
@@ -422,28 +445,3 @@ class Connection(asyncio.Protocol):
             transport.write_eof()
         else:
             transport.close()
-
-    # Writing.
-
-    def _enqueue(self, frame: bytes) -> None:
-        """What is not the layer above's, so does not count against the bound: an answer, a pong, a close frame."""
-        if self._outbox is None:
-            self._outbox = [frame]
-        else:
-            self._outbox.append(frame)
-        self._queued += len(frame)
-        if not self._dirty and not self._paused:
-            self._dirty = True
-            self._gate.flusher.mark(self)
-
-    def _write(self, transport: asyncio.Transport, outbox: list[bytes]) -> None:
-        size = self._queued
-        self._outbox = None
-        self._queued = 0
-        transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
-        if transport.is_closing():
-            self._lose(size)  # the write found a dead socket
-
-    def _lose(self, size: int) -> None:
-        self._lost += size
-        self.blocked = True

@@ -10,18 +10,27 @@ looks at the heads of the dicts. Times are the layer above's coarse clock, `Uppe
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Future, get_running_loop, wait
-from collections.abc import Callable, ItemsView
+from asyncio import AbstractEventLoop, BaseTransport, Future, get_running_loop, wait
+from collections.abc import Callable, ItemsView, Sequence
 from dataclasses import dataclass
+from ssl import SSLContext
 from typing import TYPE_CHECKING
 
+from gateway_node.metrics import REFUSED
+from gateway_node.websocket.addresses import Addresses
 from gateway_node.websocket.connection import Connection
+from gateway_node.websocket.edge import EdgeConnection
+from gateway_node.websocket.outgoing import Outgoing
+from gateway_node.websocket.pace import Pace, share_s
+from shared.addresses import Network, is_in
 from shared.logs import get_log
 
 if TYPE_CHECKING:
     from gateway_node.websocket.connection import Upper
 
 log = get_log("gateway")
+_HANDSHAKES = REFUSED.labels("handshakes")
+_NO_PROXY = REFUSED.labels("proxy_header")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +39,24 @@ class Limits:
 
     max_head: int = 8192
     """A request head; 431 beyond."""
+    max_headers: int = 64
+    """Its header lines; 431 beyond."""
     max_early_bytes: int = 16384
     """What is kept of frames that come before the request is answered; reading pauses beyond."""
     max_message: int = 65536
     """A message of a client; 1009 beyond."""
     max_fragments: int = 1024
     """Frames of one message; 1008 beyond."""
+    byte_rate: float = 0.0
+    """Bytes a second, five seconds' worth at once, a fragment counting as some more; 4029 beyond; 0: any."""
+    control_rate: float = 0.0
+    """Pings and pongs a second, five seconds' worth at once; 4029 beyond; 0: any."""
     max_outbox_bytes: int = 1 << 20
     """What the kernel has not taken of what was sent; 4008 beyond."""
     handshake_timeout_s: float = 10.0
     """From the connection to the answer to its request."""
+    max_handshakes: int = 10_000
+    """Connections whose request is not answered; beyond it the oldest is ended."""
     close_timeout_s: float = 5.0
     """From the start of a close to the end of TCP; cut off beyond."""
 
@@ -51,9 +68,9 @@ class Flusher:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._dirty: list[Connection] = []
+        self._dirty: list[Outgoing] = []
 
-    def mark(self, connection: Connection) -> None:
+    def mark(self, connection: Outgoing) -> None:
         """Have `connection` flushed at the end of this turn; a connection marks itself once until it is."""
         dirty = self._dirty
         if not dirty:
@@ -89,6 +106,12 @@ class Deadlines:
 
     def drop(self, connection: Connection) -> None:
         self._due.pop(connection, None)
+
+    def pop_oldest(self) -> Connection:
+        """Take out the one that is due first; there is one."""
+        oldest = next(iter(self._due))
+        del self._due[oldest]
+        return oldest
 
     def expired(self, now: float) -> list[Connection]:
         """Take out those whose time is over."""
@@ -155,10 +178,27 @@ class Gate:
     """
     Makes connections and holds what they share. `alive` counts the TCP connections there are.
 
-    `on_binary` takes binary messages; without it one closes the connection with 1003.
+    `on_binary` takes binary messages; without it one closes the connection with 1003. With `tls` connections begin with
+    a TLS handshake, with `proxied` each begins, before that, with the PROXY header of one of the proxies `trusted`
+    (of anybody, if there are none).
     """
 
-    __slots__ = ("_loop", "alive", "blocked", "closing", "flusher", "limits", "on_binary", "opening", "upper")
+    __slots__ = (
+        "_loop",
+        "addresses",
+        "alive",
+        "blocked",
+        "closing",
+        "flusher",
+        "limits",
+        "on_binary",
+        "opening",
+        "pace",
+        "proxied",
+        "tls",
+        "trusted",
+        "upper",
+    )
 
     def __init__(
         self,
@@ -166,9 +206,19 @@ class Gate:
         loop: AbstractEventLoop,
         limits: Limits | None = None,
         on_binary: Callable[[Connection, bytes], None] | None = None,
+        *,
+        addresses: Addresses | None = None,
+        tls: SSLContext | None = None,
+        proxied: bool = False,
+        trusted: Sequence[Network] = (),
     ) -> None:
         self.upper = upper
+        self.addresses = Addresses() if addresses is None else addresses
+        self.tls = tls
+        self.proxied = proxied
+        self.trusted = tuple(trusted)
         self.limits = limits or Limits()
+        self.pace = Pace(share_s(self.limits.byte_rate), share_s(self.limits.control_rate))
         self.on_binary = on_binary
         self.flusher = Flusher(loop)
         self.opening = Deadlines(self.limits.handshake_timeout_s)
@@ -179,7 +229,38 @@ class Gate:
 
     def connection(self) -> Connection:
         """The protocol factory to give to `loop.create_server`."""
-        return Connection(self)
+        return EdgeConnection(self) if self.tls is not None or self.proxied else Connection(self)
+
+    def arrived(self, connection: Connection, transport: BaseTransport) -> bool:
+        """Count a connection that was accepted. False: it is to be cut at once."""
+        self.alive += 1
+        now = self.upper.now
+        name = transport.get_extra_info("peername")
+        peer = name[0] if name else ""  # none: it is gone already
+        if self.proxied:
+            if self.trusted and not is_in(peer, self.trusted):
+                _NO_PROXY.inc()
+                return False
+        elif not self.addresses.enter(connection, peer, now):
+            return False
+        opening = self.opening
+        opening.add(connection, now)
+        if len(opening) > self.limits.max_handshakes:
+            _HANDSHAKES.inc()
+            opening.pop_oldest().crowded_out()
+        return True
+
+    def was_told(self, connection: Connection, source: str) -> bool:
+        """A PROXY header told whose connection it is; "": the proxy's own, which is not limited. False: cut it."""
+        return not source or self.addresses.enter(connection, source, self.upper.now)
+
+    def left(self, connection: Connection) -> None:
+        """TCP is gone."""
+        self.alive -= 1
+        self.blocked.drop(connection)
+        self.opening.drop(connection)
+        self.closing.drop(connection)
+        self.addresses.leave(connection, self.upper.now)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)
@@ -190,6 +271,7 @@ class Gate:
             connection.opening_expired()
         for connection in self.closing.expired(now):
             connection.abort()
+        self.addresses.sweep(now)
 
     def abort_unopened(self) -> None:
         """Cut every connection that is not open: those whose handshake is under way and those that are closing."""

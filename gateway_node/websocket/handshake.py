@@ -73,11 +73,16 @@ _SWITCHING: Final = (
 
 
 class Refused(Exception):
-    """A request that is answered and not upgraded: an HTTP status, a text fit for the caller, extra headers."""
+    """
+    A request that is answered and not upgraded: an HTTP status, a text fit for the caller, extra headers.
 
-    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+    `limit` names the limit that it goes over, "" for none.
+    """
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None, limit: str = "") -> None:
         super().__init__(text)
         self.status = status
+        self.limit = limit
         self.headers: Mapping[str, str] = headers or {}
 
 
@@ -108,18 +113,18 @@ def head_end(data: bytes, searched: int = 0, limit: int = MAX_HEAD) -> int:
     if end >= 0:
         return end + 4
     if len(data) >= limit:
-        raise Refused(431, f"a request head of more than {limit} bytes")
+        raise Refused(431, f"a request head of more than {limit} bytes", limit="header_size")
     return -1
 
 
-def parse_request(head: bytes) -> Request:
+def parse_request(head: bytes, most_bytes: int = MAX_HEAD, most_headers: int = MAX_HEADERS) -> Request:
     """
     Read a whole request head, the empty line included (see `head_end`).
 
     Raises `Refused`: 400 what breaks RFC 9112, 431 too many header lines, 505 a version that is not HTTP/1.x.
     """
-    if len(head) > MAX_HEAD:
-        raise Refused(431, f"a request head of more than {MAX_HEAD} bytes")
+    if len(head) > most_bytes:
+        raise Refused(431, f"a request head of more than {most_bytes} bytes", limit="header_size")
     if not head.endswith(_HEAD_END):
         raise Refused(400, "a request head without its end")
     if len(head.translate(None, _CONTROLS)) != len(head):
@@ -128,8 +133,8 @@ def parse_request(head: bytes) -> Request:
     ends = len(lines) + 1
     if head.count(b"\r") != ends or head.count(b"\n") != ends:
         raise Refused(400, "a line of the request head does not end in CR LF")
-    if len(lines) > MAX_HEADERS + 1:
-        raise Refused(431, f"more than {MAX_HEADERS} header lines")
+    if len(lines) > most_headers + 1:
+        raise Refused(431, f"more than {most_headers} header lines", limit="header_count")
     method, target, version = _parse_request_line(lines[0])
     headers = _parse_headers(lines)
     if ("host" not in headers and version == "HTTP/1.1") or "," in headers.get("host", ""):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from typing import Final
 
 from gateway_node.websocket.gate import Gate
@@ -64,10 +63,8 @@ class Listener:
             server.close()
 
 
-async def serve(gate: Gate, sock: socket.socket, tls: ssl.SSLContext | None = None) -> Listener:
+async def serve(gate: Gate, sock: socket.socket) -> Listener:
     """Accept connections on `sock` from now on; the listener owns the socket."""
     loop = asyncio.get_running_loop()
     descriptors = [sock, *(sock.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
-    return Listener(
-        [await loop.create_server(gate.connection, sock=each, backlog=BACKLOG, ssl=tls) for each in descriptors]
-    )
+    return Listener([await loop.create_server(gate.connection, sock=each, backlog=BACKLOG) for each in descriptors])

@@ -15,7 +15,7 @@ class Opening:
         self.request: Request | None = None
         self._searched = 0
 
-    def feed(self, data: bytes, max_head: int) -> Request | None:
+    def feed(self, data: bytes, max_head: int, max_headers: int) -> Request | None:
         """The request, if its head ends in `data`. Raises `Refused`."""
         received = self.received = self.received + data
         if self.request is not None:
@@ -25,5 +25,5 @@ class Opening:
             self._searched = len(received)
             return None
         self.received = received[end:]
-        self.request = parse_request(received[:end])
+        self.request = parse_request(received[:end], max_head, max_headers)
         return self.request

@@ -21,6 +21,12 @@ class Upper(Protocol):
     def message_received(self, connection: Connection, data: bytes) -> None:
         """A text message came; `data` is valid UTF-8."""
 
+    def limit_exceeded(self, connection: Connection, limit: str) -> None:
+        """
+        The peer exceeded this limit, and its connection is being closed for it: `messages`, `bytes`, `pings` (4029),
+        `fragments` (1008), `message_bytes` (1009).
+        """
+
     def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
         """
         TCP is gone. `code` is the one of who closed first, 1006 if no one did; `clean`: both sides said close.

@@ -7,17 +7,15 @@ The bus: one port (`port.Bus`), an adapter for each kind of URL.
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from shared.bus.port import Bus, Received, Record, SharedReader, TopicReader
-from shared.redis_url import EXPECTED
+from shared.redis_url import EXPECTED, split_url
 
 __all__ = ["Bus", "Received", "Record", "SharedReader", "TopicReader", "open_bus"]
 
 
 def open_bus(url: str, *, namespace: str) -> Bus:
     """The adapter for `url`. Nothing is connected yet. Raises ValueError with what is expected."""
-    scheme = urlsplit(url).scheme
+    scheme = split_url(url).scheme
     if scheme == "rocketmq":
         from shared.bus.rocketmq import RocketMQBus
 

@@ -2,17 +2,19 @@
 -- slice.lua and presence.lua stand before it.
 --
 -- KEYS  per session: route, inbox, last, device, audiences
--- ARGV  nodeId, epoch, most messages and most bytes of a slice, policy (multi, device, client), again (0, 1); per
---       session: sessionId, device, where the client's cursor for everyone begins if it has none (16 digits)
+-- ARGV  nodeId, epoch, most messages and most bytes of a slice, policy (multi, device, client), again (0, 1), most
+--       sessions of a client; per session: sessionId, device, where the client's cursor for everyone begins if it has
+--       none (16 digits), when its token was issued (s, 0: not said; '': it has none)
 -- Gives per session a list: its slice (slice.lua); the sessions it replaced: sessionId, epoch, ...; its client's audiences:
--- audience, cursor, ...; or instead of the slice -1 when it was to be registered again and a newer session has taken its
--- place. Last in the list: what changed in the route (presence.lua). A session registered again that is in the route
--- still is no change.
+-- audience, cursor, ...; how many it replaced since the client had too many; or instead of the slice -1 when it was to be
+-- registered again and a newer session has taken its place, -2 when its token was revoked. Last in the list: what changed
+-- in the route (presence.lua). A session registered again that is in the route still is no change.
 --
--- A session that comes anew replaces what the policy has it replace. One that is registered again (its node was cut off
--- from Redis) yields to a newer one: the stamp at the end of a sessionId tells which is newer.
+-- A session that comes anew replaces what the policy has it replace, and the oldest ones of a client that has too many. One
+-- that is registered again (its node was cut off from Redis) yields to newer ones: the stamp at the end of a sessionId
+-- tells which is newer.
 local node_id, epoch, most, most_bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local policy, again = ARGV[5], ARGV[6] == '1'
+local policy, again, most_sessions = ARGV[5], ARGV[6] == '1', tonumber(ARGV[7])
 local now = now_ms()
 
 local function stamp(session_id)
@@ -41,6 +43,46 @@ local function rivals(route, device_key, session_id, device)
   return others
 end
 
+-- The oldest others, as many as have to go so that `session_id` has room: sessionId, epoch, ... `leaving` goes anyway.
+local function crowd(route, session_id, leaving)
+  if redis.call('HLEN', route) - #leaving / 2 < most_sessions then
+    return {}
+  end
+  local left = { [session_id] = true }
+  for i = 1, #leaving, 2 do
+    left[leaving[i]] = true
+  end
+  local all, others = redis.call('HGETALL', route), {}
+  for i = 1, #all, 2 do
+    if not left[all[i]] then
+      others[#others + 1] = { stamp(all[i]) .. all[i], all[i], all[i + 1] }
+    end
+  end
+  table.sort(others, function(one, other)
+    return one[1] < other[1]
+  end)
+  local oldest = {}
+  for i = 1, #others + 1 - most_sessions do
+    oldest[#oldest + 1] = others[i][2]
+    oldest[#oldest + 1] = others[i][3]
+  end
+  return oldest
+end
+
+-- Whether its client's tokens were revoked after this one was issued.
+local function revoked(tag, client_id, issued)
+  local before = issued ~= '' and redis.call('GET', tag .. 'revoked:' .. client_id)
+  return before and tonumber(issued) < tonumber(before)
+end
+
+-- The session is not to be there.
+local function refuse(route, session_id, why, changes)
+  if redis.call('HDEL', route, session_id) == 1 then
+    note(changes, route, 0, session_id)
+  end
+  return { why, {}, {}, 0, changes }
+end
+
 local function yields(session_id, others)
   for i = 1, #others, 2 do
     if stamp(others[i]) > stamp(session_id) then
@@ -60,16 +102,20 @@ local function audiences_of(audiences, start)
   return all
 end
 
-local function register(route, inbox, last, device_key, audiences, session_id, device, start)
+local function register(route, inbox, last, device_key, audiences, session_id, device, start, issued)
   local changes = {}
-  local replaced = rivals(route, device_key, session_id, device)
-  if again and yields(session_id, replaced) then
-    if redis.call('HDEL', route, session_id) == 1 then
-      note(changes, route, 0, session_id)
-    end
-    return { -1, {}, {}, changes }
-  end
   local tag, client_id = string.match(route, '^([^}]*}:)route:(.*)$')
+  if revoked(tag, client_id, issued) then
+    return refuse(route, session_id, -2, changes)
+  end
+  local replaced = rivals(route, device_key, session_id, device)
+  local crowded = crowd(route, session_id, replaced)
+  if again and (yields(session_id, replaced) or yields(session_id, crowded)) then
+    return refuse(route, session_id, -1, changes)
+  end
+  for i = 1, #crowded do
+    replaced[#replaced + 1] = crowded[i]
+  end
   local index = tag .. 'at:'
   for i = 1, #replaced, 2 do
     redis.call('HDEL', route, replaced[i])
@@ -85,14 +131,15 @@ local function register(route, inbox, last, device_key, audiences, session_id, d
   if policy == 'device' then
     redis.call('HSET', device_key, device, session_id)
   end
-  return { slice(inbox, most, most_bytes, now), replaced, audiences_of(audiences, start), changes }
+  local memberships = audiences_of(audiences, start)
+  return { slice(inbox, most, most_bytes, now), replaced, memberships, #crowded / 2, changes }
 end
 
 local answers = {}
 for i = 1, #KEYS / 5 do
-  local k, a = 5 * i, 6 + 3 * i
+  local k, a = 5 * i, 7 + 4 * i
   answers[i] = register(
-    KEYS[k - 4], KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[a - 2], ARGV[a - 1], ARGV[a]
+    KEYS[k - 4], KEYS[k - 3], KEYS[k - 2], KEYS[k - 1], KEYS[k], ARGV[a - 3], ARGV[a - 2], ARGV[a - 1], ARGV[a]
   )
 end
 return answers

@@ -38,6 +38,9 @@ class Echo:
     def binary_received(self, connection: Connection, data: bytes) -> None:
         connection.send(binary_frame(data))
 
+    def limit_exceeded(self, connection: Connection, limit: str) -> None:
+        return
+
     def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
         return
 

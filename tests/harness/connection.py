@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.gate import Gate, Limits
 from gateway_node.websocket.handshake import Request
 from gateway_node.websocket.listener import Listener, listening_socket, serve
+from shared.tls import ServerTls
+from tests.harness.certificates import Authority
 
 DEADLINE_S = 10
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
@@ -34,6 +37,7 @@ class Layer:
     def __init__(self) -> None:
         self.now = 100.0
         self.told: asyncio.Queue[tuple[object, ...]] = asyncio.Queue()
+        self.limits: list[str] = []
         self.connection: Connection
         self.on_request: Callable[[Connection], object] = Connection.accept
         self.on_message: Callable[[Connection, bytes], object] = lambda connection, data: None
@@ -46,6 +50,9 @@ class Layer:
     def message_received(self, connection: Connection, data: bytes) -> None:
         self.told.put_nowait(("message", data))
         self.on_message(connection, data)
+
+    def limit_exceeded(self, connection: Connection, limit: str) -> None:
+        self.limits.append(limit)
 
     def connection_closed(self, connection: Connection, code: int, reason: str, clean: bool) -> None:
         self.told.put_nowait(("closed", code, reason, clean))
@@ -70,7 +77,7 @@ class Peer:
 
     async def take(self, size: int) -> bytes:
         while len(self._read) < size:
-            data = await soon(self._loop.sock_recv(self.sock, 65536))
+            data = await self.more()
             if not data:
                 raise EOFError(f"{len(self._read)} of {size} bytes")
             self._read += data
@@ -93,22 +100,69 @@ class Peer:
     async def all(self) -> bytes:
         """Everything until the server closes its half."""
         data = self._read
-        while more := await soon(self._loop.sock_recv(self.sock, 65536)):
+        while more := await self.more():
             data += more
         return data
+
+    async def more(self) -> bytes:
+        """What comes next; b"" at the end."""
+        return await soon(self._loop.sock_recv(self.sock, 65536))
 
     def reset(self) -> None:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
 
-class Node:
-    """A gate that listens, and peers of it."""
+class TlsPeer(Peer):
+    """The same behind TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+
+    async def shake(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._feed()
+        await self._flush()
+
+    async def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        await self._flush()
+
+    async def more(self) -> bytes:
+        while True:
+            try:
+                return self.tls.read(65536)
+            except ssl.SSLWantReadError:
+                if not await self._feed():
+                    return b""
+
+    async def _flush(self) -> None:
+        await super().send(self._outgoing.read())
+
+    async def _feed(self) -> bytes:
+        data = await super().more()
+        self._incoming.write(data)
+        return data
+
+
+class Node:
+    """A gate that listens, and peers of it. With `authority` both speak TLS."""
+
+    def __init__(self, authority: Authority | None = None, limits: Limits = LIMITS, **options: Any) -> None:
         self.layer = Layer()
         self.binary: list[bytes] = []
-        self.gate = Gate(self.layer, asyncio.get_running_loop(), LIMITS)
+        self._client_context = None if authority is None else authority.client_context()
+        if authority is not None:
+            pair = authority.sign()
+            options["tls"] = ServerTls(pair.cert, pair.key).context
+        self.gate = Gate(self.layer, asyncio.get_running_loop(), limits, **options)
         self.sock = listening_socket("127.0.0.1", 0)
         self._peers: list[socket.socket] = []
         self.listener: Listener
@@ -123,7 +177,11 @@ class Node:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await soon(asyncio.get_running_loop().sock_connect(sock, self.sock.getsockname()))
-        return Peer(sock)
+        if self._client_context is None:
+            return Peer(sock)
+        peer = TlsPeer(sock, self._client_context)
+        await peer.shake()
+        return peer
 
     async def opened(self, receive_buffer: int | None = None) -> Peer:
         """A peer with an open WebSocket, whose server end is `layer.connection`."""

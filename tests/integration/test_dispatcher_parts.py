@@ -147,14 +147,19 @@ async def test_a_dead_node_leaves_the_set(site: Site) -> None:
     await nodes.close()
 
 
-async def test_a_lease_that_cannot_be_read_hides_no_other(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("node_id", "lease"),
+    [(b"10.9.9.9:1", b"not JSON"), (b"10.9.9.9:1", b'{"epoch":"\xff"}'), (b"\xff", b"{}")],
+    ids=["no JSON", "no text", "a name that is no text"],
+)
+async def test_a_lease_that_cannot_be_read_hides_no_other(site: Site, node_id: bytes, lease: bytes) -> None:
     """A newer or broken node does not take the cluster down."""
     nodes = LiveNodes(site.store, site.registry, namespace=site.namespace, lease_s=10)
     await nodes.start()
     node = site.silent_node()
     await node.lease()
-    await site.store.redis.sadd(site.store.keys.node_ids, "10.9.9.9:1")
-    await site.store.redis.set(site.store.keys.lease("10.9.9.9:1"), "not JSON")
+    await site.store.redis.sadd(site.store.keys.node_ids, node_id)
+    await site.store.redis.set(site.store.keys.lease("").encode() + node_id, lease)
     await nodes.refresh()
     assert [node.node_id] == [one.node_id for one in nodes.live()]
     await nodes.close()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Sequence
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import orjson
 
@@ -22,6 +22,7 @@ from shared.bus.rocketmq.reader import LoneReader
 from shared.bus.rocketmq.route import Routes
 from shared.bus.rocketmq.shared import PopReader
 from shared.errors import BusUnavailable
+from shared.redis_url import split_url
 
 _KEEP_ALIVE_S = 30.0  # a broker closes what was silent for 120 s
 _EXPECTED = "expected rocketmq://host:9876[,host:9876][?accessKey=&secretKey=&tls=1&tlsCa=file]"
@@ -54,7 +55,7 @@ class RocketMQBus:
         `tls=1` verifies the servers' certificate (not its host name: brokers register by address), by the
         system's authorities or the PEM file `tlsCa`. Raises ValueError with what is expected.
         """
-        parts = urlsplit(url)
+        parts = split_url(url)
         name_servers = [server for server in parts.netloc.split(",") if server]
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         if parts.scheme != "rocketmq" or not name_servers or "@" in parts.netloc:

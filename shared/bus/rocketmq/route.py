@@ -29,6 +29,8 @@ FRESH_S = 10.0
 _MOST_CACHED = 10_000
 _READ, _WRITE = 4, 2  # PermName.PERM_READ, PERM_WRITE
 _MASTER = "0"
+_MOST_QUEUES = 65_536
+"""Of a topic: more is no topic of ours, and would take the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,19 +195,27 @@ def _parse_route(frame: Frame) -> Route:
     parsed = _body_of(frame)
     try:
         masters = _masters(parsed["brokerDatas"])
-        writable, readable = [], []
+        writable: list[Queue] = []
+        readable: list[Queue] = []
         for data in parsed["queueDatas"]:
             broker, perm = data["brokerName"], data["perm"]
             if broker not in masters:
                 continue
             if perm & _WRITE:
-                writable += [Queue(broker, queue_id) for queue_id in range(data["writeQueueNums"])]
+                _add_queues(writable, broker, data["writeQueueNums"])
             if perm & _READ:
-                readable += [Queue(broker, queue_id) for queue_id in range(data["readQueueNums"])]
-    except (KeyError, TypeError, AttributeError) as error:
+                _add_queues(readable, broker, data["readQueueNums"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BusUnavailable("a name server answered with a route of another form") from error
     order = sorted(writable, key=_place), sorted(readable, key=_place)
     return Route(masters, tuple(order[0]), tuple(order[1]))
+
+
+def _add_queues(queues: list[Queue], broker: str, count: int) -> None:
+    """Raises ValueError, TypeError."""
+    if len(queues) + count > _MOST_QUEUES:
+        raise ValueError(f"{count} queues more")
+    queues += [Queue(broker, queue_id) for queue_id in range(count)]
 
 
 def _place(queue: Queue) -> tuple[str, int]:
@@ -216,7 +226,7 @@ def _parse_cluster(frame: Frame) -> dict[str, str]:
     parsed = _body_of(frame)
     try:
         return _masters(parsed["brokerAddrTable"].values())
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BusUnavailable("a name server answered with a cluster of another form") from error
 
 
@@ -230,6 +240,10 @@ def _body_of(frame: Frame) -> Any:
 
 
 def _masters(brokers: Any) -> dict[str, str]:
-    return {
+    """Raises KeyError, TypeError, AttributeError, ValueError."""
+    masters = {
         broker["brokerName"]: broker["brokerAddrs"][_MASTER] for broker in brokers if _MASTER in broker["brokerAddrs"]
     }
+    if not all(type(name) is type(address) is str for name, address in masters.items()):
+        raise ValueError("a broker's name or address that is no text")
+    return masters

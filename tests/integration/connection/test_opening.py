@@ -9,7 +9,7 @@ import pytest
 
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.listener import ACCEPTS_PER_TURN, NOTSENT_LOWAT_BYTES, listening_socket
-from tests.harness.connection import HEAD, LIMITS, TEXT, Node, soon, until
+from tests.harness.connection import HEAD, LIMITS, TEXT, Node, until
 from tests.unit.gateway.test_frames import client_frame
 
 
@@ -47,7 +47,7 @@ class TestOpening:
         node.layer.on_request = lambda connection: connection.accept() and connection.send(text_frame(b"welcome"))
         peer = await node.peer()
         await peer.send(HEAD)
-        data = await soon(asyncio.get_running_loop().sock_recv(peer.sock, 65536))
+        data = await peer.more()
         assert data.endswith(b"\r\n\r\n" + text_frame(b"welcome"))
 
     async def test_early_bytes_are_bounded(self, node: Node) -> None:

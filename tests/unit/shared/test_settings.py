@@ -85,6 +85,16 @@ def test_secrets_are_not_shown() -> None:
     assert "short-secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [("PUSH_JWT_SECRET", "\udc95" * 40), ("PUSH_NODE_URL", "\udc95"), ("PUSH_JWT_JWKS", "x" * 5000)],
+)
+def test_what_is_no_text_and_no_path_is_a_fault(variable: str, text: str) -> None:
+    """Bytes that are not UTF-8 and names that no file can have are told of like everything else."""
+    with pytest.raises(SettingsError, match=variable):
+        load(GatewaySettings, {**OFF, variable: text})
+
+
 def test_help_names_every_variable() -> None:
     """With default and meaning, from the one place where it is written."""
     text = describe(GatewaySettings)
