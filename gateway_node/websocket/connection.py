@@ -21,8 +21,7 @@ outbox is dropped and a close frame 4008 is offered until the close deadline. `b
 truth about delivery: after a flush `blocked` is False, and `outbox_bytes` 0, if and only if the kernel took every byte
 of every frame that was given to `send`, those given to a connection that was closing already among them.
 
-Receiving. The layer above may `hold` a connection: nothing is handed up until `release`, and nothing read, so what the
-peer goes on sending waits with the peer in the end.
+Receiving is in receiving.py.
 
 Callbacks into the layer above come from the loop, none from inside a call. One that raises is logged and its
 connection closed with 1011.
@@ -32,7 +31,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway_node.metrics import REFUSED
 from gateway_node.websocket.frames import (
@@ -48,7 +47,8 @@ from gateway_node.websocket.frames import (
 )
 from gateway_node.websocket.handshake import Refused, accept_upgrade, http_response
 from gateway_node.websocket.opening import Opening
-from gateway_node.websocket.outgoing import Outgoing
+from gateway_node.websocket.receiving import Receiving
+from gateway_node.websocket.states import CLOSED, CLOSING, ENDING, OPEN, OPENING
 from gateway_node.websocket.upper import Upper as Upper
 from shared.errors import CloseCode
 from shared.logs import get_log
@@ -60,15 +60,8 @@ if TYPE_CHECKING:
 log = get_log("gateway")
 _HANDSHAKE_TIME = REFUSED.labels("handshake_time")
 
-_OPENING: Final = 0
-_OPEN: Final = 1
-_CLOSING: Final = 2
-_ENDING: Final = 3
-_CLOSED: Final = 4
-_MOST_THROWN_AWAY: Final = 1 << 20  # may have been on its way when the peer was told
 
-
-class Connection(Outgoing, asyncio.Protocol):
+class Connection(Receiving, asyncio.Protocol):
     """
     A connection. `session` belongs to the layer above; `seen` is the time (`Upper.now`) of the last bytes.
 
@@ -79,34 +72,22 @@ class Connection(Outgoing, asyncio.Protocol):
         "_clean",
         "_end_code",
         "_end_reason",
-        "_held",
         "_opening",
-        "_parser",
         "_pong",
-        "_state",
-        "_thrown_away",
         "_told",
-        "_upper",
         "address",
-        "seen",
         "session",
     )
 
     def __init__(self, gate: Gate) -> None:
-        super().__init__(gate)
-        self._upper = gate.upper
-        self._parser: FrameParser | None = None
+        super().__init__(gate, gate.upper, OPENING)
         self._opening: Opening | None = None
         self._pong: bytes | None = None  # the latest pong that is due while the kernel takes nothing
-        self._state = _OPENING
         self._told = False  # connection_closed is due
-        self._held: list[Event] | None = None  # what came for the layer above, which wants nothing for now
-        self._thrown_away = 0  # bytes that came behind a violation
         self._end_code = ABNORMAL
         self._end_reason = ""
         self._clean = False
         self.address: Address | None = None
-        self.seen = gate.upper.now
         self.session: Any = None
 
     # What the layer above calls.
@@ -114,12 +95,7 @@ class Connection(Outgoing, asyncio.Protocol):
     @property
     def open(self) -> bool:
         """Whether frames can be sent."""
-        return self._state == _OPEN
-
-    @property
-    def held(self) -> bool:
-        """Between `hold` and what follows on `release`."""
-        return self._held is not None
+        return self._state == OPEN
 
     def accept(self, subprotocol: str | None = None) -> bool:
         """
@@ -139,7 +115,7 @@ class Connection(Outgoing, asyncio.Protocol):
         self._gate.opening.drop(self)
         limits = self._gate.limits
         self._parser = FrameParser(limits.max_message, limits.max_fragments, opening.received or None, self._gate.pace)
-        self._state = _OPEN
+        self._state = OPEN
         self.seen = self._upper.now
         self._enqueue(response)
         if opening.received:
@@ -162,7 +138,7 @@ class Connection(Outgoing, asyncio.Protocol):
 
         False if the connection is not open, or was so slow a consumer that it is not any more: the frame is dropped.
         """
-        if self._state != _OPEN:
+        if self._state != OPEN:
             self._lose(len(frame))
             return False
         outbox = self._outbox
@@ -189,7 +165,7 @@ class Connection(Outgoing, asyncio.Protocol):
         `frames` may be several. What was sent before goes first.
         """
         transport = self._transport
-        if self._dirty or self._paused or self._state != _OPEN or transport is None:
+        if self._dirty or self._paused or self._state != OPEN or transport is None:
             return self.send(frames)
         transport.write(frames)
         if transport.is_closing():
@@ -202,31 +178,21 @@ class Connection(Outgoing, asyncio.Protocol):
 
         A connection whose request was not answered is refused with 503. Nothing if it closes already.
         """
-        if self._state == _OPENING:
+        if self._state == OPENING:
             self.refuse(503, b"", {"Retry-After": "1"})
-        elif self._state == _OPEN:
-            self._state = _CLOSING
+        elif self._state == OPEN:
+            self._state = CLOSING
             self._end_code, self._end_reason = code, reason
             self._enqueue(close_frame(code, reason))
             self._gate.closing.add(self, self._upper.now)
 
     def cut(self, code: int, reason: str) -> None:
         """Close, for a peer that broke a rule: as `close`, but nothing that it sends is looked at any more."""
-        if self._state == _OPEN:
+        if self._state == OPEN:
             self._end_code, self._end_reason = code, reason
             self._enqueue(close_frame(code, reason))
-        if self._state < _ENDING:
+        if self._state < ENDING:
             self._end(linger=True)
-
-    def hold(self) -> None:
-        """Hand nothing up and read nothing until `release`."""
-        if self._held is None and self._transport is not None:
-            self._held = []
-            self._transport.pause_reading()
-
-    def release(self) -> None:
-        """Go on behind what a `hold` held up, from the loop. To be called once for each."""
-        self._gate.call_soon(self._go_on)
 
     # What the gate calls.
 
@@ -267,14 +233,14 @@ class Connection(Outgoing, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.seen = self._upper.now
         if self._parser is not None:
-            self._frames_received(self._parser, data)
+            self._read(data)
         elif self._opening is not None:
             self._head_received(self._opening, data)
 
     def eof_received(self) -> None:
         # A peer that half-closes without a close frame is gone (RFC 6455 section 7.1.5 calls it abnormal); what was
         # sent is still flushed. After a violation it is what was waited for.
-        if self._state != _ENDING:
+        if self._state != ENDING:
             self._end(linger=False)
 
     def pause_writing(self) -> None:
@@ -285,7 +251,7 @@ class Connection(Outgoing, asyncio.Protocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._gate.blocked.drop(self)
-        if self._pong is not None and self._state == _OPEN:
+        if self._pong is not None and self._state == OPEN:
             self._enqueue(self._pong)
         self._pong = None
         self.blocked = self._lost > 0
@@ -302,7 +268,7 @@ class Connection(Outgoing, asyncio.Protocol):
         held = self.outbox_bytes - self._lost
         if held or self._paused:
             self._lose(held or 1)  # when a write failed midway its size is not known any more
-        self._state = _CLOSED
+        self._state = CLOSED
         self._transport = self._opening = self._parser = self._outbox = self._held = None
         self._queued = 0
         self._gate.left(self)
@@ -345,52 +311,14 @@ class Connection(Outgoing, asyncio.Protocol):
         """Parse what came behind the request head before it was answered."""
         if self._parser is not None and self._transport is not None:
             self._transport.resume_reading()
-            self._frames_received(self._parser, b"")
+            self.take(b"")
 
     # Frames.
-
-    def _frames_received(self, parser: FrameParser, data: bytes) -> None:
-        if self._state > _CLOSING:
-            self._thrown_away += len(data)
-            if self._thrown_away > _MOST_THROWN_AWAY and self._transport is not None:
-                self._transport.pause_reading()
-            return
-        try:
-            self._deliver(parser.feed(data, self.seen))
-        except ProtocolError as violation:
-            self._deliver(violation.events)
-            self._violated(violation)
-
-    def _deliver(self, events: list[Event]) -> None:
-        upper = self._upper
-        coming = iter(events)
-        try:
-            for event in coming:
-                if type(event) is bytes:
-                    if self._state == _OPEN:
-                        upper.message_received(self, event)
-                else:
-                    self._deliver_other(event)
-                if self._held is not None:
-                    self._held += coming
-        except Exception:
-            log.error("the layer above failed at a message", exc_info=True)
-            self.close(CloseCode.INTERNAL_ERROR)
-
-    def _go_on(self) -> None:
-        held, self._held = self._held, None
-        if held is None or self._transport is None:
-            return
-        self.seen = self._upper.now  # it was the node that did not listen
-        if self._state <= _CLOSING:
-            self._deliver(held)
-        if self._held is None:
-            self._transport.resume_reading()
 
     def _deliver_other(self, event: Event) -> None:
         if isinstance(event, Close):
             self._close_received(event)
-        elif self._state != _OPEN:
+        elif self._state != OPEN:
             return
         elif isinstance(event, Ping):
             if self._paused:
@@ -408,7 +336,7 @@ class Connection(Outgoing, asyncio.Protocol):
 
     def _close_received(self, event: Close) -> None:
         self._clean = True
-        if self._state == _OPEN:
+        if self._state == OPEN:
             self._end_code, self._end_reason = event.code, event.reason
             self._enqueue(close_frame(event.code))
         self._end(linger=False)
@@ -420,9 +348,9 @@ class Connection(Outgoing, asyncio.Protocol):
 
     def cut_slow_consumer(self) -> None:
         """Drop the outbox and close with 4008. Nothing if it closes already."""
-        if self._state != _OPEN:
+        if self._state != OPEN:
             return
-        self._state = _CLOSING
+        self._state = CLOSING
         self._lose(self._queued)
         self._end_code, self._end_reason = CloseCode.SLOW_CONSUMER, "slow consumer"
         frame = close_frame(self._end_code, self._end_reason)
@@ -433,7 +361,7 @@ class Connection(Outgoing, asyncio.Protocol):
     def _end(self, linger: bool) -> None:
         """Hand the outbox to the transport and take TCP down behind it; `linger` until the peer closes its half."""
         transport = self._transport
-        self._state = _ENDING
+        self._state = ENDING
         if transport is None:
             return
         self._opening = None

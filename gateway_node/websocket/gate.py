@@ -22,6 +22,7 @@ from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.edge import EdgeConnection
 from gateway_node.websocket.outgoing import Outgoing
 from gateway_node.websocket.pace import Pace, share_s
+from gateway_node.websocket.receiving import Unread
 from shared.addresses import Network, is_in
 from shared.logs import get_log
 
@@ -197,6 +198,7 @@ class Gate:
         "proxied",
         "tls",
         "trusted",
+        "unread",
         "upper",
     )
 
@@ -221,6 +223,7 @@ class Gate:
         self.pace = Pace(share_s(self.limits.byte_rate), share_s(self.limits.control_rate))
         self.on_binary = on_binary
         self.flusher = Flusher(loop)
+        self.unread = Unread(loop)
         self.opening = Deadlines(self.limits.handshake_timeout_s)
         self.closing = Deadlines(self.limits.close_timeout_s)
         self.alive = 0
@@ -258,6 +261,7 @@ class Gate:
         """TCP is gone."""
         self.alive -= 1
         self.blocked.drop(connection)
+        self.unread.drop(connection)
         self.opening.drop(connection)
         self.closing.drop(connection)
         self.addresses.leave(connection, self.upper.now)
