@@ -323,8 +323,9 @@ class _AsJson(logging.Handler):
     """What aiohttp logs by itself (faults of connections), as lines of our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        _log.warning("http_connection", reason=record.getMessage(), error=repr(error)[:300])
+        # Of an error the class alone: what a request that cannot be parsed is refused with quotes it, keys and all.
+        error = record.exc_info[0] if record.exc_info else None
+        _log.warning("http_connection", reason=record.getMessage(), error=error.__name__ if error else None)
 
 
 def _server_log() -> logging.Logger:

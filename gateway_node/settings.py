@@ -58,6 +58,12 @@ class GatewaySettings(RoleSettings):
         "sessions of a client at most; beyond it the oldest are replaced",
         whole(1, 10_000),
     )
+    group_join: str = setting(
+        "PUSH_GROUP_JOIN",
+        "open",
+        "open: clients join any group whose id they know; closed: none",
+        one_of("open", "closed"),
+    )
     weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
     max_frame: int = setting("PUSH_MAX_FRAME", 262_144, "bytes of a client's message at most", whole(125, 1 << 24))

@@ -36,7 +36,7 @@ LOCKS = {
     "develop.txt": ("--extra", "embedded", "--group", "dev", "--group", "build"),
     "run.txt": ("--constraints", "locks/develop.txt"),
     "build.txt": ("--group", "build", "--constraints", "locks/develop.txt"),
-    "fuzz.txt": ("--group", "fuzz"),
+    "fuzz.txt": ("--group", "fuzz", "--constraints", "locks/develop.txt"),
     "tools.txt": ("--group", "tools"),
     "autobahn-maker.txt": ("--group", "autobahn"),
 }

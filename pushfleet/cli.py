@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from pushfleet.config import config
 from pushfleet.dev import dev
 from pushfleet.drain import drain
 from pushfleet.keys import key
@@ -49,8 +50,9 @@ def main() -> None:
       pushfleet dispatcher --help
       pushfleet key new --name billing --scope send --file keys.json
       pushfleet drain 10.0.0.11:9000           have a node leave in order
+      pushfleet config show gateway            what it would run with here, without secrets
     """
 
 
-for command in (dev, send, tail, token, key, gateway, dispatcher, drain, rocketmq):
+for command in (dev, send, tail, token, key, gateway, dispatcher, drain, config, rocketmq):
     main.add_command(command)
