@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dispatcher.nodes import LiveNodes
 from shared.batching import Batcher
-from shared.errors import Unavailable
+from shared.errors import Unauthorized, Unavailable
 from shared.registry import Node
 from shared.store import Script, Store
 
@@ -28,13 +28,19 @@ class Placement:
     def __init__(self, store: Store, nodes: LiveNodes) -> None:
         self._store = store
         self._nodes = nodes
-        self._last: Batcher[str, bytes | None] = Batcher("last node", self._read_last)
+        self._last: Batcher[tuple[str, float | None], bytes | int | None] = Batcher("last node", self._read_last)
         self._live: tuple[Node, ...] = ()
         self._sent: dict[str, float] = {}
 
-    async def choose(self, client_id: str) -> tuple[str, str]:
-        """(nodeId, url). Raises Unavailable when no node takes clients, StoreUnavailable."""
-        (last,) = await self._last.submit((client_id,))
+    async def choose(self, client_id: str, issued_s: float | None = None) -> tuple[str, str]:
+        """
+        (nodeId, url). `issued_s`: the `iat` (0: not said) of the token that the client asks with, None: it does not.
+
+        Raises Unavailable when no node takes clients, Unauthorized when the token was revoked, StoreUnavailable.
+        """
+        (last,) = await self._last.submit(((client_id, issued_s),))
+        if isinstance(last, int):
+            raise Unauthorized("the token was revoked; get a new one")
         open_nodes = [node for node in self._nodes.live() if not node.lease.draining and node.lease.weight > 0]
         if not open_nodes:
             raise Unavailable("no node takes clients now; try again", retry_after_s=5)
@@ -60,12 +66,13 @@ class Placement:
             self._live = live
             self._sent = {node_id: sent / 2 for node_id, sent in self._sent.items() if sent > 0.5}
 
-    async def _read_last(self, client_ids: list[str]) -> list[bytes | None]:
-        return await self._store.split(client_ids, str, self._read_some)
+    async def _read_last(self, asked: list[tuple[str, float | None]]) -> list[bytes | int | None]:
+        return await self._store.split(asked, lambda item: item[0], self._read_some)
 
-    async def _read_some(self, client_ids: Sequence[str]) -> list[bytes | None]:
-        last = self._store.keys.last
-        answer: list[bytes | None] = await self._store.run(_LAST, [last(client_id) for client_id in client_ids], ())
+    async def _read_some(self, asked: Sequence[tuple[str, float | None]]) -> list[bytes | int | None]:
+        names = [self._store.keys.last(client_id) for client_id, _ in asked]
+        args = ["" if issued_s is None else issued_s for _, issued_s in asked]
+        answer: list[bytes | int | None] = await self._store.run(_LAST, names, args)
         return answer
 
 

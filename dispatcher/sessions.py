@@ -59,13 +59,14 @@ class Sessions:
             found += await self._store.split(some, str, self._read_some)
         await self._know([(session_id, epoch) for sessions in found for session_id, epoch, _ in sessions])
         return [
-            [
-                LiveSession(session_id, client_id, device, topic)
-                for session_id, epoch, device in sorted(sessions, key=_stamp)
-                if (topic := self._nodes.topic_of(session_id, epoch))
-            ]
+            self._living(client_id, sorted(sessions, key=_stamp))
             for client_id, sessions in zip(client_ids, found, strict=True)
         ]
+
+    async def living(self, client_id: str, sessions: Sequence[tuple[str, str]]) -> list[LiveSession]:
+        """Those of a client's sessions (sessionId, epoch) that count."""
+        await self._know(sessions)
+        return self._living(client_id, [(session_id, epoch, "") for session_id, epoch in sessions])
 
     async def get(self, session_id: str) -> LiveSession:
         """Raises NotFound."""
@@ -93,11 +94,11 @@ class Sessions:
                 partition += 1
         return found, f"{partition}:{place}" if partition < PARTITIONS else ""
 
-    async def end(self, sessions: Sequence[LiveSession], reason: str) -> int:
-        """Have their nodes close them with 4002; of how many there was a node. Raises Unavailable, Overloaded."""
+    async def end(self, sessions: Sequence[LiveSession], reason: str, code: CloseCode = CloseCode.KICKED) -> int:
+        """Have their nodes close them; of how many there was a node. Raises Unavailable, Overloaded."""
         lines: dict[str, list[Line]] = {}
         for session in sessions:
-            line = close_line(session.session_id, CloseCode.KICKED, reason)
+            line = close_line(session.session_id, code, reason)
             lines.setdefault(session.topic, []).append((session.client_id, line))
         done = [self._publisher.submit(topic, some) for topic, some in lines.items()]
         try:
@@ -112,6 +113,13 @@ class Sessions:
             elif not isinstance(outcome, TopicMissing):  # that node is gone, and so are its sessions
                 raise outcome
         return ended
+
+    def _living(self, client_id: str, sessions: Sequence[tuple[str, str, str]]) -> list[LiveSession]:
+        return [
+            LiveSession(session_id, client_id, device, topic)
+            for session_id, epoch, device in sessions
+            if (topic := self._nodes.topic_of(session_id, epoch))
+        ]
 
     async def _those(self, session_ids: list[str]) -> list[LiveSession]:
         """Of entries of an index, which name a session twice or one that has ended."""

@@ -1,7 +1,7 @@
 """
 What changes in routes, as the scripts tell it, on a real server and a real cluster; and the writer that publishes it.
 
-`test_changes_agree_with_a_model` lets the machine of test_registry.py do what it does and replays what was told.
+`test_changes_agree_with_a_model` lets the machine of test_registry_model.py do what it does and replays what was told.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from shared.presence import (
 )
 from shared.registry import Joining, Registry
 from shared.store import Store
-from tests.contract.test_registry import NODE, OTHER, Routes, clients, session_id
+from tests.contract.test_registry import NODE, OTHER, session_id
+from tests.contract.test_registry_model import MOST, Routes, clients
 from tests.harness.bus import DEADLINE_S, reading
 from tests.harness.proxy import Proxy, Way
 
@@ -192,7 +193,7 @@ class Presence(Routes):
     def __init__(self) -> None:
         super().__init__()
         self.told = Witness()
-        self.registry = Registry(self.store, policy=self.policy, changed=self.told)
+        self.registry = Registry(self.store, policy=self.policy, most_sessions=MOST, changed=self.told)
         self.seen: dict[str, set[str]] = {"a": set(), "b": set()}
         self.stamps = {"a": 0, "b": 0}
 
@@ -225,9 +226,11 @@ class Presence(Routes):
             named = {session: self.device_of[session] for session in route if self.device_of[session]}
             assert named == self.run(devices(self.store, client_id))
 
-    def join(self, node_id: str, client_id: str, session: str, device: str, *, again: bool) -> None:
+    def join(
+        self, node_id: str, client_id: str, session: str, device: str, issued_s: float | None, *, again: bool
+    ) -> None:
         self.device_of.setdefault(session, device)
-        super().join(node_id, client_id, session, device, again=again)
+        super().join(node_id, client_id, session, device, issued_s, again=again)
 
     async def set(self, key: str, value: int) -> None:
         await self.store.redis.set(key, value)

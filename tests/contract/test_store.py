@@ -165,7 +165,8 @@ async def test_expired_messages_make_room(store: Store) -> None:
 
 async def test_a_full_inbox_is_searched_once(store: Store) -> None:
     """However often somebody writes to it; but for nothing that expires meanwhile, be it there or stored since."""
-    inbox, searched = Inbox(store, most_messages=3), list[int]()
+    inbox = Inbox(store, most_messages=3)
+    searched: list[int] = []
     for life_ms in (HOUR_MS, HOUR_MS, HOUR_MS, *[HOUR_MS] * 20):
         await inbox.store([("a", message(len(searched), life_ms=life_ms))])
         searched.append((await store.redis.info("commandstats"))["cmdstat_hgetall"]["calls"])

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from pushfleet.local_valkey import LocalValkey
+from shared.ids import client_of_session
 from shared.keys import partition_of
 from shared.registry import Joining
 from tests.harness.dispatcher import Answer, Caller, FakeNode, Site, running_dispatcher
@@ -162,6 +163,26 @@ async def test_a_kick_is_a_line_on_the_nodes_topic(caller: Caller, node: FakeNod
     (line,) = await node.lines_with(f'"sessionId":"{session_id}"')
     assert ("close", {"sessionId": session_id, "code": 4002, "reason": "kicked"}) == (line.kind, line.fields)
     assert line.expires_ms == 9_999_999_999_999
+
+
+async def test_a_revocation_takes_the_sessions_out(caller: Caller, site: Site, node: FakeNode, name: Name) -> None:
+    """At once, also those of nodes that do nothing or are dead; a line says 4001; an old token comes no more."""
+    client_id = name("dave")
+    session_id = await node.connect(client_id)
+    await dead_node(site).connect(client_id)
+    other = await node.connect(name("eve"))
+    answer = await caller.post(f"/v1/clients/{client_id}/revoke", b"")
+    assert (200, 1) == (answer.status, answer.fields["closed"])
+    (line,) = await node.lines_with(f'"sessionId":"{session_id}"')
+    expected = {"sessionId": session_id, "code": 4001, "reason": "the token was revoked"}
+    assert ("close", expected) == (line.kind, line.fields)
+    assert set() == await site.routes(client_id)
+    assert {other} == await site.routes(client_of_session(other))
+    before_s = answer.fields["before"] / 1000
+    for issued_s, revoked in ((before_s - 1, True), (before_s, False)):
+        joining = [Joining(client_id, session_id, issued_s=issued_s)]
+        (joined,) = await site.registry.register(node.node_id, node.epoch, joining, most=1, most_bytes=1)
+        assert joined.revoked is revoked
 
 
 async def test_scopes(valkey: LocalValkey, namespace: str, tmp_path: Path) -> None:
