@@ -8,6 +8,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 BIN := .venv/bin
 READY := .venv/.ready
 LOCK := locks/develop.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 MOST_LINES := 450
@@ -59,7 +60,8 @@ chaos: $(READY) jars ## random faults for 20 minutes, nothing lost (ARGS='--minu
 	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 fuzz: $(READY) ## hostile input to every parser, 10 minutes each (ARGS='frames tokens --minutes 1'); docs/fuzzing.md
-	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --group fuzz
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(PIP) --require-hashes --only-binary :all: -r locks/fuzz.txt
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 bench: $(READY) ## measure everything that is promised (ARGS='latency --quick'); bench/README.md has the method
@@ -97,8 +99,8 @@ $(READY): pyproject.toml $(LOCK)
 	fi
 	@echo '== installing what locks/develop.txt names into .venv (a minute or two the first time)'
 	@# Wheels alone: building from sources would run code that no hash covers.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $(LOCK)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PIP) --require-hashes --only-binary :all: -r $(LOCK)
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .PHONY: help run rocketmq test lint types fmt unit contract integration conformance chaos fuzz bench lock audit jars clean

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from dispatcher.answers import item_failure, item_success, success
 from dispatcher.callers import Caller, Callers, presented_key
 from dispatcher.http import Endpoint, HttpPort, PostAnswer, error_answer, four_fields
+from dispatcher.http_door import HttpLimits
 from dispatcher.metrics import Tally
 from dispatcher.openapi import openapi_document
 from dispatcher.order import Order
@@ -23,10 +24,10 @@ from dispatcher.push import Push
 from dispatcher.quota import Quotas, used_up
 from dispatcher.requests import USUAL, Bounds, Send, parse_list, parse_send
 from dispatcher.v1 import V1, Operation
+from shared.addresses import Network
 from shared.envelope import Trigger
-from shared.errors import BadRequest, Forbidden, PushfleetError, Unauthorized, Unavailable
+from shared.errors import BadRequest, PushfleetError, Unavailable
 from shared.ids import client_id_fault
-from shared.key_source import KeySource
 
 
 class Api:
@@ -42,24 +43,25 @@ class Api:
         placement: Placement,
         callers: Callers,
         quotas: Quotas,
-        tokens: KeySource,
         tally: Tally,
         health: Callable[[], str],
         degraded: Callable[[], str],
         operations: tuple[Operation[Any], ...],
+        limits: HttpLimits | None = None,
+        origins: Sequence[str] = (),
+        trusted: Sequence[Network] = (),
         bounds: Bounds = USUAL,
     ) -> None:
         self._push = push
         self._placement = placement
         self._callers = callers
         self._quotas = quotas
-        self._tokens = tokens
         self._tally = tally
         self._bounds = bounds
         self._health = health
         self._degraded = degraded
         self.started = False
-        self.http = HttpPort(self._endpoints(), tally)
+        self.http = HttpPort(self._endpoints(), tally, limits, origins, trusted)
         self._operations = operations
         self.http.v1 = V1(operations, self._identify, self.http.read_body, bounds.json_depth).answer
 
@@ -76,6 +78,11 @@ class Api:
             "/openapi.json": {"GET": self._openapi},
         }
 
+    def paths(self) -> list[tuple[str, str]]:
+        """Method and path of all that is served."""
+        fixed = [(method, path) for path, methods in self._endpoints().items() for method in methods]
+        return fixed + [(operation.method, operation.path) for operation in self._operations]
+
     # -- sends -----------------------------------------------------------------------------------------------
 
     async def _send(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -83,9 +90,10 @@ class Api:
         request_id = ""
         try:
             caller = self._caller(request)
+            caller.take()  # who is over its rate costs no more than its head
             send = parse_send(await self.http.read_body(request), self._bounds)
             request_id = send.request_id
-            order = self._admit(send, caller)
+            order = self._order(send, caller)
             if caller.quota is not None and not await self._quotas.take(caller, 1):
                 raise used_up(caller)
             await self._push.send_all((order,))
@@ -107,14 +115,20 @@ class Api:
         began = time.perf_counter()
         try:
             caller = self._caller(request)
+            caller.take()  # the first item's
             items = parse_list(await self.http.read_body(request))
         except PushfleetError as error:
             self._tally.sends[error.status] += 1
             return _post_failure(error, "")
         outcomes: list[Order | PushfleetError] = []
+        is_taken = True
         for item in items:
             try:
-                outcomes.append(self._admit(parse_send(item, self._bounds), caller))
+                order = self._order(parse_send(item, self._bounds), caller)
+                if not is_taken:
+                    caller.take()
+                is_taken = False
+                outcomes.append(order)
             except PushfleetError as error:
                 outcomes.append(error)
         orders = [outcome for outcome in outcomes if isinstance(outcome, Order)]
@@ -139,8 +153,8 @@ class Api:
         """Raises Unavailable, Unauthorized."""
         if not self.started:
             raise Unavailable(self._health() or "starting")
-        headers = request.headers
-        return self._callers.identify(headers.get("Authorization"), headers.get("X-API-Key"))
+        presented = _presented(request)
+        return self._callers.find(presented) or self._callers.identify(presented, self.http.address_of(request))
 
     def _caller(self, request: web.BaseRequest) -> Caller:
         caller = self._identify(request)
@@ -159,10 +173,9 @@ class Api:
             order.error = error
         return orders[:room]
 
-    def _admit(self, send: Send, caller: Caller) -> Order:
-        """Scope and rate of one send. Raises Forbidden, Overloaded."""
+    def _order(self, send: Send, caller: Caller) -> Order:
+        """Raises Forbidden."""
         caller.require("broadcast" if send.everyone else "send")
-        caller.take()
         return Order(send, caller=caller.id, sender=send.sender or caller.name, trigger=Trigger.HTTP)
 
     # -- the rest --------------------------------------------------------------------------------------------
@@ -171,7 +184,7 @@ class Api:
         if not self.started:
             raise Unavailable(self._health() or "starting")
         client_ids = request.rel_url.query.getall("clientId", [])
-        issued_s = self._check_reader(request, client_ids)
+        issued_s = self._callers.check_reader(_presented(request), self.http.address_of(request), client_ids)
         if len(client_ids) != 1:
             raise BadRequest("required, once", field="clientId")
         fault = client_id_fault(client_ids[0])
@@ -179,23 +192,6 @@ class Api:
             raise BadRequest(fault, field="clientId")
         node_id, url = await self._placement.choose(client_ids[0], issued_s)
         return four_fields(200, success(orjson.dumps({"nodeId": node_id, "url": url})))
-
-    def _check_reader(self, request: web.BaseRequest, client_ids: Sequence[str]) -> float | None:
-        """
-        Any API key may ask for any client, a client with its connect token for itself: the token's `iat`, else None.
-        """
-        authorization, api_key = request.headers.get("Authorization"), request.headers.get("X-API-Key")
-        try:
-            self._callers.identify(authorization, api_key)
-            return None
-        except Unauthorized:
-            token = presented_key(authorization, api_key)
-            if not self._tokens.ready or token.count(".") != 2:
-                raise
-            claims = self._tokens.verify(token)
-            if [claims.client_id] != client_ids:
-                raise Forbidden("this token is another client's", field="clientId") from None
-            return claims.issued_s
 
     async def _healthz(self, _: web.BaseRequest) -> web.StreamResponse:
         if reason := self._health():
@@ -209,6 +205,11 @@ class Api:
 
     async def _openapi(self, _: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=openapi_document(self._operations), headers={"Content-Type": "application/json"})
+
+
+def _presented(request: web.BaseRequest) -> str:
+    headers = request.headers
+    return presented_key(headers.get("Authorization"), headers.get("X-API-Key"))
 
 
 def _post_failure(error: PushfleetError, request_id: str) -> web.Response:

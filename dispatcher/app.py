@@ -15,14 +15,16 @@ from prometheus_client import REGISTRY
 
 from dispatcher.api import Api
 from dispatcher.audiences import AudienceSends
+from dispatcher.auth_failures import AuthFailures
 from dispatcher.broadcast_records import Broadcasts
 from dispatcher.broadcasts import BroadcastRunner
 from dispatcher.broadcasts_api import BroadcastsApi
-from dispatcher.callers import Callers, load_keys
+from dispatcher.callers import Callers
 from dispatcher.clients_api import ClientsApi
 from dispatcher.groups_api import GroupsApi
 from dispatcher.idempotency import Idempotency
 from dispatcher.janitor import Janitor
+from dispatcher.key_watch import KeyWatch
 from dispatcher.member_lines import MemberLines
 from dispatcher.metrics import Tally, count_refused
 from dispatcher.nodes import LiveNodes
@@ -106,6 +108,11 @@ class Dispatcher:
         self._keys = KeySource(
             settings.jwt_secret, settings.jwt_jwks, audience=settings.jwt_audience, issuer=settings.jwt_issuer
         )
+        self._caller_tokens = self._keys
+        if settings.caller_audience:
+            self._caller_tokens = KeySource(
+                settings.jwt_secret, settings.jwt_jwks, audience=settings.caller_audience, issuer=settings.jwt_issuer
+            )
         groups = Groups(
             self._store,
             most_members=settings.group_members,
@@ -119,13 +126,20 @@ class Dispatcher:
         )
         member_lines = MemberLines(self._nodes, self._publisher)
         sessions = Sessions(self._store, self._nodes, self._publisher)
+        self._callers = Callers(
+            None if settings.auth == "off" else (),
+            tokens=self._caller_tokens,
+            client_tokens=self._keys,
+            failures=AuthFailures(settings.auth_failures),
+            rate=settings.caller_rate,
+        )
+        self._key_watch = KeyWatch(settings.api_keys, self._callers.use, least_key=settings.least_key)
         clients_api = ClientsApi(sessions, registry, Revocations(self._store), keep_s=settings.revoked_s)
-        self._api = Api(
+        self.api = Api(
             push=self._push,
             placement=self._placement,
-            callers=Callers(load_keys(settings.api_keys) if settings.auth != "off" else None),
+            callers=self._callers,
             quotas=self._quotas,
-            tokens=self._keys,
             tally=self._tally,
             health=self.health,
             degraded=self.degraded,
@@ -136,6 +150,9 @@ class Dispatcher:
                 *clients_api.operations(),
                 *SessionsApi(sessions).operations(),
             ),
+            limits=settings.http_limits,
+            origins=settings.cors_origins,
+            trusted=settings.trusted_proxies,
             bounds=Bounds(settings.max_targets, settings.json_depth),
         )
         self._start: asyncio.Task[None] | None = None
@@ -147,21 +164,24 @@ class Dispatcher:
         settings = self._settings
         try:
             context = None if self._tls is None else self._tls.context
-            await self._api.http.open(settings.bind_host, settings.http_port, context)
+            await self.api.http.open(settings.bind_host, settings.http_port, context)
         except OSError as error:
             where = f"PUSH_HTTP_HOST={settings.bind_host!r}, PUSH_HTTP_PORT={settings.http_port}"
             print(f"{where}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
         try:
-            await self._keys.start()
+            for source in {self._keys, self._caller_tokens}:
+                await source.start()
         except (KeySetFault, OSError) as error:
             print(f"PUSH_JWT_JWKS={settings.jwt_jwks!r}: {error}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
+        if settings.api_keys and settings.auth != "off":
+            self._key_watch.start()
         REGISTRY.register(self._tally)
         self._warn()
         if self._tls is not None:
             self._tls.start()
-        _log.info("listening", http_host=settings.bind_host, http_port=self._api.http.port)
+        _log.info("listening", http_host=settings.bind_host, http_port=self.api.http.port)
         self._start = asyncio.create_task(self._come_up(), name="start")
 
     def health(self) -> str:
@@ -189,7 +209,7 @@ class Dispatcher:
         if self._cleaning is not None:
             self._cleaning.cancel()
             await asyncio.wait((self._cleaning,))
-        await asyncio.gather(self._api.http.close(_FINISH_S), self._upstream.close(_FINISH_S), self._broadcasts.close())
+        await asyncio.gather(self.api.http.close(_FINISH_S), self._upstream.close(_FINISH_S), self._broadcasts.close())
         try:
             async with asyncio.timeout(_FINISH_S):
                 await self._push.close()
@@ -199,7 +219,9 @@ class Dispatcher:
             _log.warning("sends_given_up")
         if self._tls is not None:
             await self._tls.close()
-        await self._keys.close()
+        for source in {self._keys, self._caller_tokens}:
+            await source.close()
+        await self._key_watch.close()
         await self._outbox.close()
         await self._nodes.close()
         await self._presence.close(_FINISH_S)
@@ -225,11 +247,11 @@ class Dispatcher:
                     _log.error("start_failed", exc_info=error)
             await asyncio.sleep(pause.next_s())
         self._missing = ""
-        self._api.started = True
+        self.api.started = True
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)  # requests leave few cycles; each full pass over the heap is a pause
-        _log.info("ready", http_port=self._api.http.port, bus=self._settings.bus.partition(":")[0])
+        _log.info("ready", http_port=self.api.http.port, bus=self._settings.bus.partition(":")[0])
 
     async def _connect(self) -> None:
         await self._store.ping()
@@ -247,7 +269,3 @@ class Dispatcher:
     def _warn(self) -> None:
         if self._settings.auth == "off":
             _log.warning("authentication_is_off", effect="anybody may send to anybody; for development only")
-            return
-        plain = [entry.name for entry in load_keys(self._settings.api_keys) if entry.key]
-        if plain:
-            _log.warning("plain_api_keys", names=plain, advice="put the key's SHA-256 as `sha256` instead of `key`")

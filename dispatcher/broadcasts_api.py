@@ -16,7 +16,7 @@ from dispatcher.broadcast_records import Broadcast, Broadcasts, Wish
 from dispatcher.broadcasts import BroadcastRunner
 from dispatcher.quota import Quotas, used_up
 from dispatcher.requests import DEFAULT_TTL_S, MOST_GROUPS, MOST_TTL_S, SendBody, checked_send
-from dispatcher.v1 import Call, Operation, Reply
+from dispatcher.v1 import Call, Operation, Reply, page_limit
 from shared.clients import KnownClients
 from shared.errors import BadRequest, NotFound
 from shared.groups import Groups
@@ -37,7 +37,7 @@ class BroadcastBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     msg: msgspec.Raw
     to_all: bool | None = None
     to_groups: str | list[str] | None = None
-    rate: int | None = None
+    rate: float | None = None
     sender: str | None = msgspec.field(default=None, name="from")
     ttl: float | None = None
     request_id: str | None = None
@@ -163,6 +163,7 @@ class BroadcastsApi:
 
     async def _begin(self, call: Call[BroadcastBody]) -> Reply:
         caller = call.caller
+        caller.check()
         wish = self._wish(call.body, caller.id, caller.name)
         known = await self._records.begun_before(wish)
         if known is not None:
@@ -192,9 +193,9 @@ class BroadcastsApi:
             )
         )
         rate = self._rate if body.rate is None else body.rate
-        if not 1 <= rate <= MOST_RATE:
-            raise BadRequest(f"expected 1 to {MOST_RATE} targets a second", field="rate")
-        return Wish(caller, send.sender or name, send.groups, rate, send.ttl_ms, send.request_id, send.msg)
+        if not 1 <= rate <= MOST_RATE or rate != int(rate):
+            raise BadRequest(f"expected a whole number from 1 to {MOST_RATE}, targets a second", field="rate")
+        return Wish(caller, send.sender or name, send.groups, int(rate), send.ttl_ms, send.request_id, send.msg)
 
     async def _count(self, groups: Sequence[str], *, listed: bool) -> int:
         """Raises NotFound."""
@@ -213,13 +214,11 @@ class BroadcastsApi:
         return Reply(_answer(await self._records.get(_id(call))))
 
     async def _list(self, call: Call[None]) -> Reply:
-        cursor, limit = call.query.get("cursor", ""), call.query.get("limit", str(_PAGE))
-        if not (limit.isdecimal() and limit.isascii() and 1 <= int(limit[:9]) <= _MOST_ON_PAGE):
-            raise BadRequest(f"expected 1 to {_MOST_ON_PAGE}", field="limit")
+        cursor, limit = call.query.get("cursor", ""), page_limit(call.query, usual=_PAGE, most=_MOST_ON_PAGE)
         if cursor and not is_message_id(cursor):
             raise BadRequest("no cursor of a page", field="cursor")
-        found = await self._records.newest(cursor, int(limit) + 1)
-        page = found[: int(limit)]
+        found = await self._records.newest(cursor, limit + 1)
+        page = found[:limit]
         return Reply(BroadcastsPage([*map(_answer, page)], page[-1].id if len(found) > len(page) else None))
 
     async def _abort(self, call: Call[None]) -> Reply:

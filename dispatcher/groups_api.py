@@ -44,7 +44,13 @@ class RenameBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
 
 class MembersBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Clients who join or leave."""
+    """Clients who join."""
+
+    members: list[str]
+
+
+class LeaversBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Clients who leave."""
 
     members: list[str] | None = None
 
@@ -96,6 +102,7 @@ FIELDS = {
         "members": _MEMBERS_TEXT,
     },
     "MembersBody": {"members": _MEMBERS_TEXT},
+    "LeaversBody": {"members": _MEMBERS_TEXT},
     "GroupAnswer": {"created": "epoch ms", "members": "how many"},
     "CreatedAnswer": {"created": "epoch ms", "members": "how many"},
     "MembersChanged": {"changed": "memberships that this changed; who was a member already is not among them"},
@@ -161,7 +168,7 @@ class GroupsApi:
         )
 
     def _on_members(self) -> tuple[Operation[Any], ...]:
-        change: dict[str, Any] = {"path": _MEMBERS, "scopes": _WRITE, "answer": MembersChanged, "body": MembersBody}
+        change: dict[str, Any] = {"path": _MEMBERS, "scopes": _WRITE, "answer": MembersChanged}
         change["statuses"] = (200, 404, 413)
         return (
             Operation(
@@ -178,13 +185,21 @@ class GroupsApi:
                     ("limit", f"about how many, 1 to {_MOST_ON_PAGE}; default {_PAGE}"),
                 ),
             ),
-            Operation(**change, method="POST", name="addMembers", summary="Have clients join a group", run=self._add),
+            Operation(
+                **change,
+                method="POST",
+                name="addMembers",
+                summary="Have clients join a group",
+                run=self._add,
+                body=MembersBody,
+            ),
             Operation(
                 **change,
                 method="DELETE",
                 name="removeMembers",
                 summary="Have clients leave a group; they are named in the body or in the query",
                 run=self._remove,
+                body=LeaversBody,
                 query=(("clientId", "one of those who leave; may be repeated"),),
             ),
         )
@@ -225,12 +240,10 @@ class GroupsApi:
         return Reply(MembersPage(members, following or None))
 
     async def _add(self, call: Call[MembersBody]) -> Reply:
-        if call.body.members is None:
-            raise BadRequest("required", field="members")
         group_id, members = call.params["groupId"], _checked(call.body.members)
         return await self._changed(group_id, await self._groups.add(group_id, members))
 
-    async def _remove(self, call: Call[MembersBody]) -> Reply:
+    async def _remove(self, call: Call[LeaversBody]) -> Reply:
         named = call.query.getall("clientId", [])
         if call.body.members is None and not named:
             raise BadRequest("required, in the body or as clientId in the query", field="members")

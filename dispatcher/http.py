@@ -4,6 +4,8 @@ to problems (RFC 9457) under /v1, whose paths are looked up in v1.py.
 
 Answers to POST are written to the transport as prepared bytes (`PostAnswer`): building a `web.Response` costs about as
 much as all that the dispatcher does for a send to one target. Everything else uses `web.Response`.
+
+Who may have a connection, and what comes before a request is whole, is decided at the door (http_door.py).
 """
 
 from __future__ import annotations
@@ -13,26 +15,29 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 
 import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
 
 from dispatcher.answers import failure
-from dispatcher.metrics import Tally
+from dispatcher.cors import Cors
+from dispatcher.http_door import SECURITY, Door, DoorServer, HttpLimits
+from dispatcher.metrics import REFUSED, Tally
 from dispatcher.v1 import PREFIX, MethodNotAllowed
+from shared.addresses import Network, client_address
 from shared.errors import BadRequest, BodyTooLarge, NotFound, Overloaded, PushfleetError
 from shared.logs import get_log
 
-MOST_BODY = 1 << 20
-_MOST_IN_FLIGHT = 2048
 _MOST_SLOW_BYTES = 128 << 20
-_BODY_S = 30.0
 _TLS_HANDSHAKE_S = 10.0
 _MOST_UNREAD_BYTES = 8 << 20
+_ALWAYS_ANSWERED = ("/healthz", "/metrics")
 _log = get_log("dispatcher")
 
 Endpoint = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -84,6 +89,10 @@ class PostAnswer(web.StreamResponse):
     def force_close(self) -> None:
         self._alive = False
 
+    def add_fields(self, fields: Mapping[str, str]) -> None:
+        """Further headers."""
+        self._fields += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to write."""
 
@@ -103,7 +112,7 @@ def _status_and_date(status: int) -> str:
     if head is None:
         head = _heads[status] = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json; charset=utf-8\r\n"
-            f"Date: {formatdate(second, usegmt=True)}\r\n"
+            f"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nDate: {formatdate(second, usegmt=True)}\r\n"
         )
     return head
 
@@ -111,12 +120,42 @@ def _status_and_date(status: int) -> str:
 class HttpPort:
     """Listens, finds the endpoint, and turns what it raises into an answer."""
 
-    __slots__ = ("_closing", "_endpoints", "_idle", "_listener", "_server", "_slow_bytes", "_tally", "port", "v1")
+    __slots__ = (
+        "_closing",
+        "_cors",
+        "_door",
+        "_endpoints",
+        "_idle",
+        "_limits",
+        "_listener",
+        "_max_body",
+        "_server",
+        "_slow_bytes",
+        "_tally",
+        "_trusted",
+        "port",
+        "v1",
+    )
 
-    def __init__(self, endpoints: Mapping[str, Mapping[str, Endpoint]], tally: Tally) -> None:
-        """`endpoints`: path -> method -> endpoint. What begins with /v1 goes to `v1`."""
+    def __init__(
+        self,
+        endpoints: Mapping[str, Mapping[str, Endpoint]],
+        tally: Tally,
+        limits: HttpLimits | None = None,
+        origins: Sequence[str] = (),
+        trusted: Sequence[Network] = (),
+    ) -> None:
+        """
+        `endpoints`: path -> method -> endpoint. What begins with /v1 goes to `v1`. `origins`: patterns of those whose
+        pages may read answers. `trusted`: the proxies in front.
+        """
         self._endpoints = endpoints
         self._tally = tally
+        self._limits = limits or HttpLimits()
+        self._max_body = self._limits.max_body
+        self._cors = Cors(origins) if origins else None
+        self._trusted = trusted
+        self._door: Door | None = None
         self._slow_bytes = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -128,8 +167,19 @@ class HttpPort:
 
     async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Raises OSError."""
-        self._server = web.Server(
-            self._serve, access_log=None, keepalive_timeout=75.0, lingering_time=2.0, logger=_server_log()
+        limits = self._limits
+        self._door = Door(limits, self._tally, self._trusted)
+        self._server = DoorServer(
+            self._door,
+            self._serve,
+            request_factory=self._request,
+            access_log=None,
+            keepalive_timeout=limits.keepalive_s,
+            lingering_time=2.0,
+            logger=_server_log(),
+            max_line_size=limits.max_head,
+            max_field_size=limits.max_head,
+            max_headers=limits.max_headers,
         )
         shake_s = None if tls is None else _TLS_HANDSHAKE_S
         listener = await asyncio.get_running_loop().create_server(
@@ -153,49 +203,87 @@ class HttpPort:
             _log.warning("requests_given_up", requests=self._tally.in_flight)
         self._server.pre_shutdown()
         await self._server.shutdown(1.0)
+        if self._door is not None:
+            self._door.close()
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop, client_max_size=self._max_body)
+
+    def address_of(self, request: web.BaseRequest) -> str:
+        """Where a request came from; limits by address go by it."""
+        forwarded = ",".join(request.headers.getall("X-Forwarded-For", ())) if self._trusted else ""
+        return client_address(request.remote or "", forwarded, self._trusted)
 
     async def read_body(self, request: web.BaseRequest) -> bytes:
         """Raises BodyTooLarge, BodyTimeout, Overloaded."""
         content = request.content
         if content.is_eof():
             body = content.read_nowait(-1)
-            if len(body) > MOST_BODY:
-                raise BodyTooLarge(f"the body: {len(body)} bytes, at most {MOST_BODY}")
+            if len(body) > self._limits.max_body:
+                raise self._too_large(f"{len(body)} bytes, ")
             return body
         return await self._read_slow_body(request)
 
     async def _read_slow_body(self, request: web.BaseRequest) -> bytes:
-        length = request.content_length
-        if length is not None and length > MOST_BODY:
-            raise BodyTooLarge(f"the body: {length} bytes, at most {MOST_BODY}")
-        size = MOST_BODY if length is None else length
+        most, length = self._limits.max_body, request.content_length
+        if length is not None and length > most:
+            raise self._too_large(f"{length} bytes, ")
+        size = most if length is None else length
         if self._slow_bytes + size > _MOST_SLOW_BYTES:
+            REFUSED.labels("bodies").inc()
             raise Overloaded("too many bodies are being received")
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._slow_bytes += size
         try:
-            async with asyncio.timeout(_BODY_S):
+            async with asyncio.timeout(self._limits.body_timeout_s):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:
-            raise BodyTooLarge(f"the body: at most {MOST_BODY} bytes") from None
+            raise self._too_large() from None
         except TimeoutError:
-            raise BodyTimeout(f"the body did not arrive within {_BODY_S:g} s") from None
+            REFUSED.labels("body_time").inc()
+            raise BodyTimeout(f"the body did not arrive within {self._limits.body_timeout_s:g} s") from None
         finally:
             self._slow_bytes -= size
 
+    def _too_large(self, size: str = "") -> BodyTooLarge:
+        REFUSED.labels("body").inc()
+        return BodyTooLarge(f"the body: {size}at most {self._limits.max_body}{'' if size else ' bytes'}")
+
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = await self._answer(request)
+        answer = await self._answer(request) if self._cors is None else await self._answer_page(request, self._cors)
+        if isinstance(answer, web.Response):
+            for name, value in SECURITY.items():
+                answer.headers.setdefault(name, value)
         if self._closing:
             answer.force_close()
+        return answer
+
+    async def _answer_page(self, request: web.BaseRequest, cors: Cors) -> web.StreamResponse:
+        """With what a browser needs to let a page of another origin read the answer."""
+        origin = cors.origin_of(request)
+        answer: web.StreamResponse = cors.preflight(request, origin) or await self._answer(request)
+        fields = cors.fields(origin)
+        if isinstance(answer, PostAnswer):
+            answer.add_fields(fields)
+        elif isinstance(answer, web.Response):
+            answer.headers.update(fields)
         return answer
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         tally = self._tally
         tally.in_flight += 1
         try:
-            if tally.in_flight > _MOST_IN_FLIGHT:
-                raise Overloaded(f"{_MOST_IN_FLIGHT} requests are under way")
+            if tally.in_flight > self._limits.max_in_flight and request.rel_url.path not in _ALWAYS_ANSWERED:
+                REFUSED.labels("in_flight").inc()
+                raise Overloaded(f"{self._limits.max_in_flight} requests are under way")
             endpoint = self._endpoint(request)
             self._idle.clear()
             return await endpoint(request)
@@ -235,8 +323,9 @@ class _AsJson(logging.Handler):
     """What aiohttp logs by itself (faults of connections), as lines of our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        _log.warning("http_connection", reason=record.getMessage(), error=repr(error)[:300])
+        # Of an error the class alone: what a request that cannot be parsed is refused with quotes it, keys and all.
+        error = record.exc_info[0] if record.exc_info else None
+        _log.warning("http_connection", reason=record.getMessage(), error=error.__name__ if error else None)
 
 
 def _server_log() -> logging.Logger:

@@ -29,6 +29,8 @@ OUTBOX_PUBLISHED = Counter("push_outbox_published_total", "Lines published from 
 OUTBOX_DROPPED = Counter("push_outbox_dropped_total", "Lines in the outbox that could not be published", ["reason"])
 BROADCASTS_RUNNING = Gauge("push_broadcasts_running", "Broadcasts that this dispatcher runs")
 BROADCAST_TARGETS = Counter("push_broadcast_targets_total", "Targets that broadcasts came to, by state", ["state"])
+API_KEYS = Gauge("push_api_keys", "API keys in use, as entries of their file")
+API_KEYS_NOT_READ = Counter("push_api_keys_not_read_total", "States of the file of API keys that could not be used")
 REFUSED = Counter("push_dispatcher_refused_total", "What was refused because of a limit, by limit", ["limit"])
 
 
@@ -42,12 +44,13 @@ _BOUNDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 class Tally(Collector):
     """What became of sends and targets, and how long HTTP requests took."""
 
-    __slots__ = ("_buckets", "_seconds", "in_flight", "sends", "targets")
+    __slots__ = ("_buckets", "_seconds", "connections", "in_flight", "sends", "targets")
 
     def __init__(self) -> None:
         self.sends: Counts[int] = Counts()
         self.targets: Counts[str] = Counts()
         self.in_flight = 0
+        self.connections = 0
         self._buckets = [0] * (len(_BOUNDS) + 1)
         self._seconds = 0.0
 
@@ -66,6 +69,7 @@ class Tally(Collector):
             targets.add_metric([state], count)
         yield targets
         yield GaugeMetricFamily("push_http_in_flight", "HTTP requests under way", value=self.in_flight)
+        yield GaugeMetricFamily("push_http_connections", "Connections to the HTTP port", value=self.connections)
         buckets, total = [], 0
         for bound, count in zip((*map(str, _BOUNDS), "+Inf"), self._buckets, strict=True):
             total += count

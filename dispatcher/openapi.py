@@ -15,9 +15,14 @@ import msgspec
 import orjson
 
 from dispatcher import broadcasts_api, clients_api, groups_api, nodes_api, sessions_api
+from dispatcher.key_file import SCOPES
 from dispatcher.requests import DEFAULT_TTL_S, MOST_GROUPS, MOST_ITEMS, MOST_TARGETS, MOST_TTL_S, SendBody
+from dispatcher.schemas import CLIENT_ID, CURSORS, PARAMETERS, constrain
 from dispatcher.v1 import Operation
 
+_ANYWHERE = (400, 401, 403, 429, 503)
+_WITH_BODY = (408, 413)
+_TEXT = {"type": "string"}
 _REF = "#/components/schemas/{name}"
 
 
@@ -85,6 +90,10 @@ _SEND_FIELDS = {
     "durable": "default true: kept for absent targets until acknowledged or expired; false: to who is online now only",
 }
 
+_BEARER = (
+    "An API key, or a JWT with `sub`, `exp` and a `scope` (RFC 8693 section 4.2) of the dispatcher's. The scopes are "
+    f"{', '.join(SCOPES)}; each operation names those it takes."
+)
 
 _FIELDS = {
     "SendBody": _SEND_FIELDS,
@@ -107,6 +116,7 @@ def openapi_document(operations: tuple[Operation[Any], ...]) -> bytes:
     for schema, fields in _FIELDS.items():
         for name, text in fields.items():
             components[schema]["properties"][name]["description"] = text
+    constrain(components)
     return orjson.dumps(
         {
             "openapi": "3.1.0",
@@ -116,8 +126,8 @@ def openapi_document(operations: tuple[Operation[Any], ...]) -> bytes:
             "components": {
                 "schemas": components,
                 "securitySchemes": {
-                    "bearer": {"type": "http", "scheme": "bearer"},
-                    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                    "bearer": {"type": "http", "scheme": "bearer", "description": _BEARER},
+                    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
                 },
             },
         }
@@ -129,12 +139,13 @@ def _paths() -> dict[str, Any]:
     items = {"type": "array", "items": {"$ref": _ref(SendBody)}, "maxItems": MOST_ITEMS}
     send_list = {"post": _post("sendMessages", "Send several messages, each answered on its own", items, ListAnswer)}
     old = "/api/chatServe/rocketmq/mqmessage"
-    client_id = {"name": "clientId", "in": "query", "required": True, "schema": {"type": "string"}}
+    client_id = {"name": "clientId", "in": "query", "required": True, "schema": CLIENT_ID}
     server_get = {
         "operationId": "getServer",
         "summary": "The node that a client should connect to",
+        "description": "Scope: any. A client may ask for itself with its connect token.",
         "parameters": [client_id],
-        "responses": _responses(PlaceAnswer, 400, 401, 403, 503),
+        "responses": _responses(PlaceAnswer, 400, 401, 403, 429, 503),
     }
     return {
         "/message/send": send,
@@ -156,23 +167,29 @@ def _v1_paths(operations: Iterable[Operation[Any]]) -> dict[str, Any]:
             "description": f"Scope: {' or '.join(operation.scopes)}.",
             "responses": {
                 str(status): _v1_response(status, operation.answer)
-                for status in sorted({*operation.statuses, 400, 401, 403, 429, 503})
+                for status in sorted({*operation.statuses, *_ANYWHERE, *(_WITH_BODY if operation.body else ())})
             },
         }
         parameters = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": PARAMETERS.get(name, _TEXT)}
             for name in re.findall(r"{(\w+)}", operation.path)
         ]
         parameters += [
-            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
+            {"name": name, "in": "query", "description": text, "schema": _query_schema(operation.name, name)}
             for name, text in operation.query
         ]
         if parameters:
             described["parameters"] = parameters
         if operation.body is not None:
-            described["requestBody"] = {"content": {"application/json": {"schema": {"$ref": _ref(operation.body)}}}}
+            content = {"application/json": {"schema": {"$ref": _ref(operation.body)}}}
+            required = any(field.required for field in msgspec.structs.fields(operation.body))
+            described["requestBody"] = {"required": required, "content": content}
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     return paths
+
+
+def _query_schema(operation: str, name: str) -> dict[str, Any]:
+    return CURSORS.get(operation, PARAMETERS[name]) if name == "cursor" else PARAMETERS.get(name, _TEXT)
 
 
 def _v1_response(status: int, answer: type) -> dict[str, Any]:
@@ -186,8 +203,9 @@ def _post(operation: str, summary: str, schema: dict[str, Any], answer: type) ->
     return {
         "operationId": operation,
         "summary": summary,
+        "description": "Scope: send; broadcast with sendToAll.",
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-        "responses": _responses(answer, 400, 401, 403, 409, 413, 429, 503),
+        "responses": _responses(answer, 400, 401, 403, 404, 408, 409, 413, 429, 503),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dispatcher.callers import Caller
+from dispatcher.metrics import REFUSED
 from shared.batching import Batcher
 from shared.errors import Overloaded
 from shared.store import Script, Store
@@ -26,7 +27,10 @@ class Quotas:
 
     async def take(self, caller: Caller, count: int) -> int:
         """Count sends; how many of `count` had room. Raises StoreUnavailable."""
-        return sum(await self._batch.submit((caller,) * count))
+        room = sum(await self._batch.submit((caller,) * count))
+        if room < count:
+            REFUSED.labels("quota").inc(count - room)
+        return room
 
     async def close(self) -> None:
         await self._batch.close()

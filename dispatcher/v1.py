@@ -178,7 +178,7 @@ def _matches(
         yield from _matches(following, others, (*params, (name, segment)))
 
 
-def _decode(body: bytes, kind: type[Body], most_deep: int) -> Body:
+def _decode(body: bytes, kind: type[Body], most_deep: int = DEEPEST) -> Body:
     """Raises BadRequest."""
     check_depth(body, most_deep)
     check_utf8(body)

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
 from shared.registry import DrainState
+from shared.security_headers import SECURITY_HEADERS
 
 
 async def open_admin(
@@ -29,7 +30,12 @@ async def open_admin(
         counts = {"nodeId": node_id, "sessions": hub.registered, "drain": msgspec.to_builtins(drain())}
         return web.json_response(counts)
 
+    async def secure(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(SECURITY_HEADERS)
+        response.headers["Server"] = "pushfleet"  # aiohttp would name its version
+
     app = web.Application()
+    app.on_response_prepare.append(secure)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", health)
     app.router.add_get("/sessions", sessions)

@@ -16,6 +16,7 @@ from gateway_node.websocket.handshake import Request, offered_subprotocols
 from shared.errors import BadRequest, Forbidden, Unauthorized
 from shared.ids import client_id_fault
 from shared.key_source import KeySource
+from shared.origins import is_allowed
 from shared.tokens import Claims
 
 _SUBPROTOCOL = "bearer"
@@ -50,7 +51,7 @@ class Admission:
     def admit(self, request: Request) -> Admitted:
         """Raises Forbidden, Unauthorized, BadRequest, Unavailable."""
         origin = request.headers.get("origin")
-        if origin and self._origins and not any(origin_matches(origin, pattern) for pattern in self._origins):
+        if origin and self._origins and not is_allowed(origin, self._origins):
             raise Forbidden("this origin is not allowed")
         query = request.query
         ack = query.get("ack") == "1"
@@ -92,13 +93,3 @@ def token_of(request: Request) -> tuple[str, str | None]:
     if len(offered) == 2 and offered[0] == _SUBPROTOCOL:
         return offered[1], _SUBPROTOCOL
     return "", None
-
-
-def origin_matches(origin: str, pattern: str) -> bool:
-    """Whether an Origin (RFC 6454) is the pattern's; `*` stands for one whole label of the host."""
-    scheme, _, host = origin.lower().partition("://")
-    wanted_scheme, _, wanted_host = pattern.partition("://")
-    labels, wanted = host.split("."), wanted_host.split(".")
-    if scheme != wanted_scheme or len(labels) != len(wanted):
-        return False
-    return all(want in (label, "*") for label, want in zip(labels, wanted, strict=True))

@@ -187,7 +187,9 @@ class Node:
             self._delivery,
             self._upstream,
             Lookups(People(self._store), groups),
-            Membership(groups, self._hub, self._neighbours, self._audiences.changed),
+            Membership(
+                groups, self._hub, self._neighbours, self._audiences.changed, is_open=settings.group_join == "open"
+            ),
             (EnvelopeDialect(), chat),
             chat,
             settings,

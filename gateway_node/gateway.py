@@ -32,11 +32,11 @@ from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
-from gateway_node.websocket.addresses import Addresses
+from gateway_node.websocket.addresses import FLOOD_WEIGHT, Addresses
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
-from gateway_node.websocket.pace import BURST_S, share_s, too_fast
+from gateway_node.websocket.pace import TOO_FAR_S, share_s, too_fast
 from shared.envelope import MsgType, server_envelope
 from shared.errors import CloseCode, Overloaded, PushfleetError, Unauthorized, Unavailable
 from shared.ids import MessageIdMint, SessionIdMint
@@ -122,7 +122,7 @@ class Gateway:
             return
         except PushfleetError as error:
             if isinstance(error, Unauthorized):
-                self.addresses.auth_failed(connection, self.now)
+                self.addresses.offended(connection, self.now)
             self._refuse(connection, error.status, error.code, str(error), retry_after_s=error.retry_after_s)
             return
         if admitted.client_id:
@@ -138,7 +138,7 @@ class Gateway:
             asked = parse_frame(data, self._bounds)
             if isinstance(context, Session):
                 ahead_s = context.charge(asked.command, self._message_s, self.now)
-                if ahead_s > BURST_S:
+                if ahead_s > TOO_FAR_S:
                     self.limit_exceeded(connection, "messages")
                     connection.cut(CloseCode.FLOODING, too_fast("messages", ahead_s))
                 else:
@@ -167,6 +167,7 @@ class Gateway:
         REFUSED.labels(limit).inc()
         if limit in _FLOODS and isinstance(connection.session, Session):
             self._floods.add(connection.session.client_id, self.now)
+            self.addresses.offended(connection, self.now, FLOOD_WEIGHT)
 
     def close_guests(self, code: int, reason: str) -> None:
         """Those who have not said who they are would become sessions whatever the node takes."""

@@ -22,15 +22,21 @@ _LIFE_MS = 9_999_999_999_999  # it says only that there is something to be read
 
 
 class Membership:
-    """`changed` is called with the sessionId of a session on this node whose client joined or left a group."""
+    """
+    `changed` is called with the sessionId of a session on this node whose client joined or left a group. `is_open`:
+    clients may join groups that others made.
+    """
 
-    __slots__ = ("_changed", "_groups", "_hub", "_mint", "_neighbours")
+    __slots__ = ("_changed", "_groups", "_hub", "_is_open", "_mint", "_neighbours")
 
-    def __init__(self, groups: Groups, hub: Hub, neighbours: Neighbours, changed: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, groups: Groups, hub: Hub, neighbours: Neighbours, changed: Callable[[bytes], None], *, is_open: bool
+    ) -> None:
         self._groups = groups
         self._hub = hub
         self._neighbours = neighbours
         self._changed = changed
+        self._is_open = is_open
         self._mint = MessageIdMint()
 
     async def create(self, owner: str, name: str, members: tuple[str, ...]) -> NewGroup:
@@ -53,6 +59,8 @@ class Membership:
 
     async def change(self, client_id: str, group_id: str, *, leave: bool) -> None:
         """Join, or leave. Raises Refused when the client may not join, and what Groups raises."""
+        if not leave and not self._is_open:
+            raise Refused("forbidden", "clients do not join groups here by themselves")
         act = self._groups.remove if leave else self._groups.add
         changed = await act(group_id, (client_id,))
         self._tell(changed)

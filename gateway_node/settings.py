@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from gateway_node.websocket.pace import BURST_S
 from shared.ids import is_node_id
+from shared.origins import origin_patterns
 from shared.settings import RoleSettings, is_loopback, one_of, port_number, seconds, setting, whole
 from shared.upstream import MOST_IN_RECORD
 
@@ -16,14 +17,6 @@ def _node_id(text: str) -> str:
     if text and not is_node_id(text):
         raise ValueError("expected ip:port as clients and ops see it, [v6]:port for IPv6")
     return text
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    patterns = tuple(part.strip().lower() for part in text.split(",") if part.strip())
-    for pattern in patterns:
-        if "://" not in pattern or pattern.endswith("/"):
-            raise ValueError("expected origins like https://app.example.com,https://*.example.com")
-    return patterns
 
 
 def _time_zone(text: str) -> str:
@@ -51,7 +44,7 @@ class GatewaySettings(RoleSettings):
     admin_host: str = setting("PUSH_ADMIN_HOST", "127.0.0.1", "bind address of the admin port")
     admin_port: int = setting("PUSH_ADMIN_PORT", 9100, "metrics, health and counts; 0 takes a free one", port_number)
     allowed_origins: tuple[str, ...] = setting(
-        "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", _origins
+        "PUSH_ALLOWED_ORIGINS", (), "comma separated, * matches a label; unset: any", origin_patterns
     )
     session_policy: str = setting(
         "PUSH_SESSION_POLICY",
@@ -64,6 +57,12 @@ class GatewaySettings(RoleSettings):
         100,
         "sessions of a client at most; beyond it the oldest are replaced",
         whole(1, 10_000),
+    )
+    group_join: str = setting(
+        "PUSH_GROUP_JOIN",
+        "open",
+        "open: clients join any group whose id they know; closed: none",
+        one_of("open", "closed"),
     )
     weight: int = setting("PUSH_NODE_WEIGHT", 1, "share of connections beside other nodes", whole(1, 1000))
     max_sessions: int = setting("PUSH_MAX_SESSIONS", 100_000, "connections beyond it are refused with 503", whole(1))
@@ -119,7 +118,7 @@ class GatewaySettings(RoleSettings):
     address_auth_failures: float = setting(
         "PUSH_ADDRESS_AUTH_FAILURES",
         100.0,
-        "refused tokens a second of one address, two seconds' worth at once; 0: any number",
+        "refused tokens a second of one address, two seconds' worth at once, a flood is ten; 0: any",
         seconds(0, 1e6),
     )
     proxy_protocol: bool = setting(

@@ -5,6 +5,7 @@ every file of theirs that the index serves, for every platform; pip refuses any 
     run.txt             what a server needs; the image installs it
     develop.txt         that, the extra `embedded`, the group `dev` and what builds the project; .venv holds it
     build.txt           what builds the project
+    fuzz.txt            what `make fuzz` needs besides
     tools.txt           uv, which makes these files, and pip-audit
     autobahn-maker.txt  what makes the Python 2.7 environment of the conformance tests
 
@@ -35,6 +36,7 @@ LOCKS = {
     "develop.txt": ("--extra", "embedded", "--group", "dev", "--group", "build"),
     "run.txt": ("--constraints", "locks/develop.txt"),
     "build.txt": ("--group", "build", "--constraints", "locks/develop.txt"),
+    "fuzz.txt": ("--group", "fuzz", "--constraints", "locks/develop.txt"),
     "tools.txt": ("--group", "tools"),
     "autobahn-maker.txt": ("--group", "autobahn"),
 }

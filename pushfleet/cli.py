@@ -10,8 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from pushfleet.config import config
 from pushfleet.dev import dev
 from pushfleet.drain import drain
+from pushfleet.keys import key
 from pushfleet.rocketmq import rocketmq
 from pushfleet.roles import dispatcher, gateway
 from pushfleet.send import send
@@ -46,9 +48,11 @@ def main() -> None:
     \b
       pushfleet gateway --help
       pushfleet dispatcher --help
+      pushfleet key new --name billing --scope send --file keys.json
       pushfleet drain 10.0.0.11:9000           have a node leave in order
+      pushfleet config show gateway            what it would run with here, without secrets
     """
 
 
-for command in (dev, send, tail, token, gateway, dispatcher, drain, rocketmq):
+for command in (dev, send, tail, token, key, gateway, dispatcher, drain, config, rocketmq):
     main.add_command(command)

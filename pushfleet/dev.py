@@ -23,17 +23,19 @@ from pushfleet.dispatcher_api import DEFAULT_URL
 from pushfleet.lifeline import DataFolderInUse, locked_folder
 from pushfleet.ports import NoFreePort
 from pushfleet.rocketmq import say
+from pushfleet.secret_options import secret_option
 from pushfleet.send import Send, curl_line
 from shared.settings import bus_url
 
 _KILLED = 130
 
 
-def _bus(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _bus(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if value in (STREAMS, EMBEDDED_ROCKETMQ):
         return value
+    checked = secret_option("a file", refuse=True, url=True)(context, parameter, value) or ""
     try:
-        return bus_url(value)
+        return bus_url(checked)
     except ValueError as error:
         raise click.BadParameter(f"{error}, or the word {EMBEDDED_ROCKETMQ}") from None
 
@@ -45,7 +47,8 @@ def _bus(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     default=STREAMS,
     show_default="Valkey's streams",
     metavar="rocketmq|URL",
-    help="rocketmq: the broker at 127.0.0.1:9876, or one started here. A URL: rocketmq://host:9876, redis://host:6379/0.",
+    help="rocketmq: the broker at 127.0.0.1:9876, or one started here. A URL: rocketmq://host:9876, "
+    "redis://host:6379/0; or @FILE with it, where it holds a secret.",
 )
 @click.option(
     "--data",

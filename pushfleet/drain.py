@@ -16,13 +16,14 @@ from urllib.parse import quote
 import click
 
 from pushfleet.dispatcher_api import DEFAULT_URL, NoAnswer, V1Answer, ask_v1
+from pushfleet.secret_options import secret_option
 
 _LOOK_S = 0.5
 _NOTICE_S = 15.0
 _UNANSWERED_S = 30.0
 _INTERRUPTED = 130
 _HINTS = {
-    401: "An API key is needed: --api-key or PUSH_API_KEY.",
+    401: "An API key is needed: PUSH_API_KEY, or --api-key @FILE.",
     403: "The API key is good, but lacks the scope `admin`.",
     404: "`--dispatcher` may be one of another cluster; the nodeId is ip:port as in GET /v1/nodes.",
     503: "Redis does not answer the dispatcher now; try again.",
@@ -145,7 +146,13 @@ async def _run(watch: NodeWatch, seconds: float | None, *, abort: bool, wait: bo
 @click.option("--abort", is_flag=True, help="Have it serve again. Clients that were sent elsewhere stay there.")
 @click.option("--no-wait", is_flag=True, help="Only ask; do not watch.")
 @click.option("--dispatcher", envvar="PUSH_DISPATCHER_URL", show_envvar=True, default=DEFAULT_URL, show_default=True)
-@click.option("--api-key", envvar="PUSH_API_KEY", show_envvar=True, help="One with the scope admin.")
+@click.option(
+    "--api-key",
+    envvar="PUSH_API_KEY",
+    show_envvar=True,
+    callback=secret_option("PUSH_API_KEY"),
+    help="One with the scope admin. @FILE reads it from there.",
+)
 def drain(node: str, seconds: float | None, abort: bool, no_wait: bool, dispatcher: str, api_key: str | None) -> None:
     """
     Have a node leave: it is offered to no more clients, sends its own elsewhere a few at a time, and ends.

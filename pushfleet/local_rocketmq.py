@@ -337,6 +337,7 @@ async def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def _write_properties(path: Path, lines: Mapping[str, object]) -> None:
+    path.touch(mode=0o600)  # a broker's has the credentials
     path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
 

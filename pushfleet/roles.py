@@ -17,7 +17,9 @@ import click
 
 from dispatcher.settings import DispatcherSettings
 from gateway_node.settings import GatewaySettings
-from shared.settings import RoleSettings
+from pushfleet.secret_options import secret_option
+from shared.secrets import SecretUrl
+from shared.settings import RoleSettings, file_variable
 
 
 def option_name(variable: str) -> str:
@@ -33,9 +35,13 @@ def settings_options(settings_class: type[RoleSettings]) -> list[click.Option]:
 def _option(field: dataclasses.Field[Any]) -> click.Option:
     variable = field.metadata["variable"]
     text = f"{field.metadata['meaning']}  [{variable}; default: {_shown(field.default)}]"
-    if field.metadata["secret"]:
-        text += "  Secrets are safer in the variable."
-    return click.Option([option_name(variable), field.name], metavar=_metavar(field.default), help=text)
+    callback = None
+    if secret := field.metadata["secret"]:
+        elsewhere = " or ".join(name for name in (variable, file_variable(field)) if name)
+        callback = secret_option(elsewhere, refuse=True, url=secret is SecretUrl)
+        text += "  @FILE reads it from there; a secret itself is not taken here."
+    option = option_name(variable)
+    return click.Option([option, field.name], metavar=_metavar(field.default), help=text, callback=callback)
 
 
 def _shown(default: object) -> str:

@@ -11,10 +11,11 @@ import orjson
 
 from pushfleet.dispatcher_api import DEFAULT_URL, Answer, NoAnswer, post_send
 from pushfleet.durations import Duration
+from pushfleet.secret_options import secret_option
 from shared.ids import client_id_fault
 
 _HINTS = {
-    401: "An API key is needed: --api-key or PUSH_API_KEY.",
+    401: "An API key is needed: PUSH_API_KEY, or --api-key @FILE.",
     403: "The API key is good, but lacks the scope `send`.",
     409: "This requestId was used for another body within the last day.",
     429: "Too many sends at once; try again later.",
@@ -90,7 +91,13 @@ def _is(ids: tuple[str, ...] | list[str]) -> str:
 @click.option("--all", "to_all", is_flag=True, help="To everyone; no CLIENT is named.")
 @click.option("--show-curl", is_flag=True, help="Print the equivalent curl line instead of sending.")
 @click.option("--dispatcher", envvar="PUSH_DISPATCHER_URL", show_envvar=True, default=DEFAULT_URL, show_default=True)
-@click.option("--api-key", envvar="PUSH_API_KEY", show_envvar=True, help="Needed unless the dispatcher has auth off.")
+@click.option(
+    "--api-key",
+    envvar="PUSH_API_KEY",
+    show_envvar=True,
+    callback=secret_option("PUSH_API_KEY"),
+    help="Needed unless the dispatcher has auth off. @FILE reads it from there.",
+)
 def send(
     clients: tuple[str, ...],
     msg: str,

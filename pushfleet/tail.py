@@ -27,6 +27,7 @@ import click
 import orjson
 
 from pushfleet.dispatcher_api import DEFAULT_URL, NoAnswer, auth_headers, get_node
+from pushfleet.secret_options import secret_option
 from shared.backoff import Backoff
 from shared.errors import CloseCode
 from shared.ids import client_id_fault
@@ -39,7 +40,7 @@ _FINAL_CODES = {
 }
 _FINAL_STATUSES = {
     400: "the node refused the request; is the clientId a good one?",
-    401: "the node wants a good token: --token or PUSH_TOKEN (`pushfleet token` makes one)",
+    401: "the node wants a good token: PUSH_TOKEN or --token @FILE (`pushfleet token` makes one)",
     403: "the node does not allow this",
     404: "there is no WebSocket at this path; nodes have it at /websocket",
 }
@@ -293,8 +294,20 @@ def say_as_json(event: str, text: str, **fields: object) -> None:
 @click.option("--url", metavar="ws://...", help="Connect to this node instead of asking the dispatcher for one.")
 @click.option("--dispatcher", envvar="PUSH_DISPATCHER_URL", show_envvar=True, default=DEFAULT_URL, show_default=True)
 @click.option("--ack/--no-ack", default=True, show_default=True, help="Acknowledge what was printed.")
-@click.option("--token", envvar="PUSH_TOKEN", show_envvar=True, help="The connect token; none while auth is off.")
-@click.option("--api-key", envvar="PUSH_API_KEY", show_envvar=True, help="For asking the dispatcher.")
+@click.option(
+    "--token",
+    envvar="PUSH_TOKEN",
+    show_envvar=True,
+    callback=secret_option("PUSH_TOKEN"),
+    help="The connect token; none while auth is off. @FILE reads it from there.",
+)
+@click.option(
+    "--api-key",
+    envvar="PUSH_API_KEY",
+    show_envvar=True,
+    callback=secret_option("PUSH_API_KEY"),
+    help="For asking the dispatcher. @FILE reads it from there.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Status lines on stderr as JSON, too.")
 def tail(
     client: str, url: str | None, dispatcher: str, ack: bool, token: str | None, api_key: str | None, as_json: bool

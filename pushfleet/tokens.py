@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pushfleet.durations import Duration
+from pushfleet.secret_options import secret_option
 from shared.ids import client_id_fault
 from shared.tokens import mint_token
 
@@ -16,7 +17,11 @@ _LEAST_BYTES = 32
 @click.option("--ttl", type=Duration(), default="1h", show_default=True, help="How long it is good: 90s, 15m, 1h, 7d.")
 @click.option("--device", default="", help="A name of the client's device, such as phone.")
 @click.option(
-    "--secret", envvar="PUSH_JWT_SECRET", show_envvar=True, help="The secret the nodes run with, 32 bytes or more."
+    "--secret",
+    envvar="PUSH_JWT_SECRET",
+    show_envvar=True,
+    callback=secret_option("PUSH_JWT_SECRET", refuse=True),
+    help="@FILE with the secret the nodes run with, 32 bytes or more.",
 )
 def token(client_id: str, ttl: int, device: str, secret: str | None) -> None:
     """
@@ -24,7 +29,7 @@ def token(client_id: str, ttl: int, device: str, secret: str | None) -> None:
 
     \b
       export PUSH_JWT_SECRET=...            the same as the nodes have
-      pushfleet tail alice --token "$(pushfleet token --sub alice)"
+      PUSH_TOKEN=$(pushfleet token --sub alice) pushfleet tail alice
     """
     if not secret:
         raise click.ClickException(

@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import uvloop
 
-from shared.logs import set_up_logs
+from shared.logs import get_log, set_up_logs
 from shared.settings import RoleSettings, SettingsError, load
+
+_log = get_log("process")
 
 Role = TypeVar("Role", bound=RoleSettings)
 
@@ -43,7 +45,10 @@ def run_role(
     except SettingsError as error:
         print(f"Wrong settings:\n{error}", file=sys.stderr)  # noqa: T201 - before there is a log
         return 2
-    set_up_logs(settings.log_level)
+    set_up_logs(settings.log_level, hide=settings.hidden())
+    for variable in settings.open_files():
+        effect = "every user of this machine can read the secret in it"
+        _log.warning("file_is_open", variable=variable, effect=effect, advice="chmod o-r")
     try:
         uvloop.run(_until_stopped(settings, run))
     except SettingsError as error:  # found while starting: a port that is taken

@@ -1,9 +1,10 @@
 """
 Settings: frozen dataclasses whose fields each name their environment variable, default and meaning, once.
 
-A value comes from a flag, else from the environment, else it is the field's default. `load` reads all of a class and
-names every fault at once (variable, value, what is expected). Nobody else reads the environment, and there is no global
-settings object: each role builds its own and hands parts of it on.
+A value comes from a flag, else from the environment, else it is the field's default. What is secret may stand in a
+file, which the variable with `_FILE` at its end names. `load` reads all of a class and names every fault at once
+(variable, value, what is expected). Nobody else reads the environment, and there is no global settings object: each
+role builds its own and hands parts of it on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, cast
 from shared.addresses import Network, networks
 from shared.json_text import DEEPEST, MOST_DEEP
 from shared.redis_url import EXPECTED, read_redis_url, split_url
+from shared.secrets import Secret, SecretUrl, hidden_texts, open_to_others, read_secret
 
 Settings = TypeVar("Settings")
 
@@ -38,12 +40,45 @@ def wrong_setting(variable: str, value: str, reason: str) -> SettingsError:
 
 
 def setting(
-    variable: str, default: Any, meaning: str, parse: Callable[[str], Any] | None = None, *, secret: bool = False
+    variable: str,
+    default: Any,
+    meaning: str,
+    parse: Callable[[str], Any] | None = None,
+    *,
+    secret: type[Secret] | None = None,
 ) -> Any:
-    """A field of a settings class. `parse` turns the text into the value or raises ValueError with what is expected."""
+    """
+    A field of a settings class. `parse` turns the text into the value or raises ValueError with what is expected.
+
+    `secret` is the class of the values of what is never shown, or of a URL that may hold a password.
+    """
     return dataclasses.field(
         default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse, "secret": secret}
     )
+
+
+def file_variable(field: dataclasses.Field[Any]) -> str | None:
+    """What names a file that holds the variable's value: for secrets alone (the JWKS is in a file as it is)."""
+    metadata = field.metadata
+    return f"{metadata['variable']}_FILE" if metadata["secret"] and metadata["parse"] is not jwks else None
+
+
+def given(
+    field: dataclasses.Field[Any], environ: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> tuple[str | None, str]:
+    """A field's text and where it comes from (`default`, `flag`, `environment`, `file PATH`). Raises ValueError."""
+    variable = field.metadata["variable"]
+    flag = (flags or {}).get(field.name)
+    if flag is not None:
+        return str(flag), "flag"
+    text = environ.get(variable)
+    in_file = file_variable(field)
+    path = environ.get(in_file) if in_file else None
+    if path and text is not None:
+        raise ValueError(f"expected this or {in_file}, not both")
+    if path:
+        return read_secret(path), f"file {path}"
+    return text, "default" if text is None else "environment"
 
 
 def load(
@@ -54,17 +89,17 @@ def load(
     values: dict[str, Any] = {}
     faults: list[str] = []
     for field in dataclasses.fields(cast(Any, cls)):
-        variable = field.metadata["variable"]
-        given = (flags or {}).get(field.name)
-        text = environ.get(variable) if given is None else str(given)
-        if text is None:
-            continue
+        secret, text = field.metadata["secret"], None
         parse = field.metadata["parse"] or _parser_of(field.default)
         try:
-            values[field.name] = parse(_utf8(text).strip())
+            text, _ = given(field, environ, flags)
+            if text is None:
+                continue
+            value = parse(_utf8(text).strip())
+            values[field.name] = secret(value) if secret else value
         except ValueError as error:
-            shown = "(not shown)" if field.metadata["secret"] else repr(text)
-            faults.append(f"{variable}={shown}: {error}")
+            shown = "(not shown)" if secret and (secret is Secret or text is None) else repr((secret or str)(text))
+            faults.append(f"{field.metadata['variable']}={shown}: {error}")
     if faults:
         raise SettingsError("\n".join(faults))
     built = cls(**values)
@@ -190,15 +225,19 @@ def is_loopback(host: str) -> bool:
 class RoleSettings:
     """What both roles read."""
 
-    redis_url: str = setting("PUSH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis or Valkey", redis_url, secret=True)
-    bus_url: str = setting("PUSH_BUS_URL", "", "the bus; default: streams on PUSH_REDIS_URL", bus_url, secret=True)
+    redis_url: str = setting(
+        "PUSH_REDIS_URL", "redis://127.0.0.1:6379/0", "Redis or Valkey", redis_url, secret=SecretUrl
+    )
+    bus_url: str = setting("PUSH_BUS_URL", "", "the bus; default: streams on PUSH_REDIS_URL", bus_url, secret=SecretUrl)
     namespace: str = setting("PUSH_NAMESPACE", "push", "prefix of every topic, group and Redis key", namespace)
     auth: str = setting("PUSH_AUTH", "jwt", "jwt, or off (development on loopback)", one_of("jwt", "off"))
     insecure: bool = setting("PUSH_INSECURE", False, "1 allows PUSH_AUTH=off on an address others can reach")
     create_topics: bool = setting("PUSH_CREATE_TOPICS", True, "0 where a site creates the fixed topics itself")
     presence: bool = setting("PUSH_PRESENCE", True, "off: sessions that come and go are not told on push-presence")
-    jwt_secret: str = setting("PUSH_JWT_SECRET", "", "HS256 secret of connect tokens, 32 bytes or more", secret=True)
-    jwt_jwks: str = setting("PUSH_JWT_JWKS", "", "their keys: a JWKS file, or an http(s) URL of one", jwks)
+    jwt_secret: str = setting("PUSH_JWT_SECRET", "", "HS256 secret of connect tokens, 32 bytes or more", secret=Secret)
+    jwt_jwks: str = setting(
+        "PUSH_JWT_JWKS", "", "their keys: a JWKS file, or an http(s) URL of one", jwks, secret=SecretUrl
+    )
     jwt_audience: str = setting("PUSH_JWT_AUDIENCE", "", "what their aud has to be or hold; unset: any")
     jwt_issuer: str = setting("PUSH_JWT_ISSUER", "", "what their iss has to be; unset: any")
     tls_cert: str = setting(
@@ -223,6 +262,23 @@ class RoleSettings:
     def bus(self) -> str:
         """The bus's URL."""
         return self.bus_url or self.redis_url
+
+    def hidden(self) -> list[str]:
+        """What no log may hold."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return [text for value in values if isinstance(value, Secret) for text in hidden_texts(value)]
+
+    def open_files(self, environ: Mapping[str, str] | None = None) -> list[str]:
+        """Variables whose file has a secret and can be read by every user of the machine."""
+        environ = os.environ if environ is None else environ
+        found = []
+        for field in dataclasses.fields(self):
+            if field.metadata["parse"] in (existing_file, jwks) and open_to_others(getattr(self, field.name)):
+                found.append(field.metadata["variable"])
+            in_file = file_variable(field)
+            if in_file and open_to_others(environ.get(in_file, ""), always=True):
+                found.append(in_file)
+        return found
 
     @property
     def default_host(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -183,7 +184,19 @@ def _raise_if_cancelled() -> None:
 
 
 def _unavailable(error: Exception) -> StoreUnavailable:
-    return StoreUnavailable(f"Redis does not answer ({type(error).__name__}); try again")
+    return StoreUnavailable(f"Redis does not answer ({_kind_of(error)}); try again")
+
+
+def _kind_of(error: BaseException) -> str:
+    """A word or two that hold nothing of a URL; what is wrong with a certificate, if it was that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {cause.reason}"
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 async def _all_of(calls: Sequence[Awaitable[Result]]) -> list[Result]:

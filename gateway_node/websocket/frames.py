@@ -31,7 +31,7 @@ from struct import Struct
 from typing import Final
 
 from gateway_node.websocket.mask import unmask
-from gateway_node.websocket.pace import BURST_S, FRAGMENT_BYTES, Pace, too_fast
+from gateway_node.websocket.pace import FRAGMENT_BYTES, TOO_FAR_S, Pace, too_fast
 from shared.errors import CloseCode
 
 CONTINUATION: Final = 0x0
@@ -160,7 +160,7 @@ class FrameParser:
         until = self._bytes_until
         self._bytes_until = until = (until if until > now else now) + len(data) * self._pace.byte_s
         try:
-            if until > now + BURST_S:
+            if until > now + TOO_FAR_S:
                 raise _flood("bytes", until - now)
             self._parse(data, events)
         except ProtocolError as error:
@@ -257,7 +257,7 @@ class FrameParser:
 
     def _pay_for_control(self) -> None:
         self._controls_until = max(self._controls_until, self._now) + self._pace.control_s
-        if (ahead_s := self._controls_until - self._now) > BURST_S:
+        if (ahead_s := self._controls_until - self._now) > TOO_FAR_S:
             raise _flood("pings", ahead_s)
 
     def _begin_fragment(self, opcode: int) -> None:
@@ -270,7 +270,7 @@ class FrameParser:
             fault = f"a message of more than {self._max_fragments} fragments"
             raise ProtocolError(CloseCode.POLICY_VIOLATION, fault, "fragments")
         self._bytes_until += FRAGMENT_BYTES * self._pace.byte_s
-        if (ahead_s := self._bytes_until - self._now) > BURST_S:
+        if (ahead_s := self._bytes_until - self._now) > TOO_FAR_S:
             raise _flood("bytes", ahead_s)
 
     def _take(self, frame: _Frame, data: bytes, pos: int, events: list[Event]) -> int:

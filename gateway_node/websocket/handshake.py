@@ -26,6 +26,8 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from shared.security_headers import SECURITY_HEADERS
+
 MAX_HEAD: Final = 8192
 MAX_HEADERS: Final = 64
 
@@ -67,6 +69,7 @@ _NAMES: Final = {
     for spelling in (name, name.lower())
 }
 
+_SECURITY: Final = [f"{name}: {value}" for name, value in SECURITY_HEADERS.items()]
 _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
@@ -265,7 +268,7 @@ def _is_key(key: str) -> bool:
 
 def http_response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     """A whole HTTP/1.1 response; the connection closes after it. `headers` are the caller's own, without CR or LF."""
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}"]
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, '')}", *_SECURITY]
     if headers:
         lines += [f"{name}: {value}" for name, value in headers.items()]
     lines.append(f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n")

@@ -15,6 +15,8 @@ from math import ceil
 from typing import Final
 
 BURST_S: Final = 5.0
+TOO_FAR_S: Final = BURST_S + 1e-6
+"""Ahead of the clock by more is too fast; sums of shares are not exact to the last digit."""
 
 FRAGMENT_BYTES: Final = 1024
 """

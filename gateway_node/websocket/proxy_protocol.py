@@ -43,9 +43,9 @@ def read_header(data: bytes) -> tuple[int, str] | None:
 
 def _read_line(data: bytes) -> tuple[int, str] | None:
     end = data.find(b"\r\n", 0, _MOST_LINE)
+    if b"\n" in (data if end < 0 else data[:end]) or (end < 0 and len(data) >= _MOST_LINE):
+        raise BadHeader("a line without its end")
     if end < 0:
-        if len(data) >= _MOST_LINE or b"\n" in data:
-            raise BadHeader("a line without its end")
         return None
     try:
         words = data[:end].decode("ascii").split(" ")

@@ -9,21 +9,33 @@
 --
 -- An inbox is a hash: messageId -> order (16 digits, epoch us) .. expiry (13 digits, epoch ms) .. template, and
 -- `#` -> the bytes of its values.
+--
+-- A full inbox is searched for what has expired, which takes milliseconds, and a client that writes to it again and again
+-- would have Redis do nothing else. So one that was searched has a mark, `<inbox>!` (of the same slot: the name has its
+-- tag), until the first of what it holds expires, a minute at most; while it is there nothing can have expired.
 local most, most_bytes, messages = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local first_target = 3 + 3 * messages
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
 
+local mark_ms = 60000
+
 local function drop_expired(inbox, but)
   local all = redis.call('HGETALL', inbox)
-  local freed = 0
+  local freed, first = 0, now_ms + mark_ms
   for i = 1, #all, 2 do
-    if all[i] ~= '#' and all[i] ~= but and tonumber(string.sub(all[i + 1], 17, 29)) <= now_ms then
-      redis.call('HDEL', inbox, all[i])
-      freed = freed + #all[i + 1]
+    if all[i] ~= '#' and all[i] ~= but then
+      local expires = tonumber(string.sub(all[i + 1], 17, 29))
+      if expires <= now_ms then
+        redis.call('HDEL', inbox, all[i])
+        freed = freed + #all[i + 1]
+      else
+        first = math.min(first, expires)
+      end
     end
   end
+  redis.call('SET', inbox .. '!', '', 'PX', first - now_ms)
   return redis.call('HINCRBY', inbox, '#', -freed)
 end
 
@@ -34,7 +46,7 @@ local function put(inbox, id, expires, order, template)
   end
   local bytes = redis.call('HINCRBY', inbox, '#', #value)
   local over = bytes > most_bytes or (bytes > #value and redis.call('HLEN', inbox) - 1 > most)
-  if over then
+  if over and redis.call('EXISTS', inbox .. '!') == 0 then
     bytes = drop_expired(inbox, id)
     over = bytes > most_bytes or redis.call('HLEN', inbox) - 1 > most
   end
@@ -44,6 +56,9 @@ local function put(inbox, id, expires, order, template)
       redis.call('DEL', inbox)
     end
     return -1
+  end
+  if expires < now_ms + mark_ms then
+    redis.call('DEL', inbox .. '!')
   end
   if bytes == #value or redis.call('PEXPIRETIME', inbox) < expires then
     redis.call('PEXPIREAT', inbox, expires)

@@ -375,7 +375,8 @@ async def test_acl_and_tls(tmp_path: Path) -> None:
     """
     On servers that ask for a signature and speak TLS alone: with both everything works.
 
-    With a wrong secret, without a key, without TLS, or with a certificate that is not trusted, nothing does.
+    With a wrong secret, without a key, without TLS, or with a certificate that is not trusted, nothing does. The secret
+    is on no command line, and in no file that others can read.
     """
     tls = self_signed(tmp_path)
     credentials = Credentials("pushfleet", "a secret+with/signs=")
@@ -394,6 +395,14 @@ async def test_acl_and_tls(tmp_path: Path) -> None:
         bad_options = [f"{trusted}&accessKey=pushfleet&secretKey=wrong", trusted, good, f"{good}&tls=1"]
         outcomes = await asyncio.gather(*(refusal(rocketmq, topic, options) for options in bad_options))
         assert [BusUnavailable] * 4 == [type(outcome) for outcome in outcomes]
+        assert ([], [0o600]) == exposed(rocketmq, credentials.secret_key.encode())
+
+
+def exposed(rocketmq: LocalRocketMQ, secret: bytes) -> tuple[list[int], list[int]]:
+    """Processes whose command line has it, and the modes of the files that do."""
+    pids = [pid for pid in rocketmq.pids if secret in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    files = [path for path in rocketmq.data_dir.glob("*.conf") if secret in path.read_bytes()]
+    return pids, [path.stat().st_mode & 0o777 for path in files]
 
 
 async def refusal(rocketmq: LocalRocketMQ, topic: str, options: str) -> BaseException | None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -160,6 +161,27 @@ async def test_expired_messages_make_room(store: Store) -> None:
     (target,) = await inbox.store([("a", message(3))])
     assert Stored.YES == target.stored
     assert (2, [f"{1:032x}", f"{3:032x}"]) == await read(store, "a")
+
+
+async def test_a_full_inbox_is_searched_once(store: Store) -> None:
+    """However often somebody writes to it; but for nothing that expires meanwhile, be it there or stored since."""
+    inbox = Inbox(store, most_messages=3)
+    searched: list[int] = []
+    for life_ms in (HOUR_MS, HOUR_MS, HOUR_MS, *[HOUR_MS] * 20):
+        await inbox.store([("a", message(len(searched), life_ms=life_ms))])
+        searched.append((await store.redis.info("commandstats"))["cmdstat_hgetall"]["calls"])
+    # Each call reads the route by HGETALL as well.
+    assert [1] * 19 == [after - before for before, after in pairwise(searched[3:])]
+    mark = store.keys.inbox("a") + "!"
+    assert 50_000 < await store.redis.pttl(mark) <= 60_000
+    await inbox.retire([("a", f"{0:032x}")])
+    (soon,) = await inbox.store([("a", message(50, life_ms=-1))])
+    (then,) = await inbox.store([("a", message(51))])
+    assert (Stored.YES, Stored.YES) == (soon.stored, then.stored)
+    await store.redis.delete(mark)
+    await inbox.retire([("a", f"{1:032x}")])
+    await inbox.store([("a", message(60, life_ms=30_000)), ("a", message(61))])
+    assert 20_000 < await store.redis.pttl(mark) <= 30_000
 
 
 # -- expiry --------------------------------------------------------------------------------------------------------

@@ -73,7 +73,9 @@ class Authority:
 
     def client_context(self) -> ssl.SSLContext:
         """Trusts this authority alone."""
-        return ssl.create_default_context(cafile=self.ca)
+        context = ssl.create_default_context(cafile=self.ca)
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        return context
 
 
 def _builder(

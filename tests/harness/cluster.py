@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,7 +48,7 @@ class Role:
     @property
     def health_url(self) -> str:
         port = self.ready.get("port") or self.ready["http_port"]
-        return f"http://127.0.0.1:{port}/healthz"
+        return f"{'https' if self._variables.get('PUSH_TLS_CERT') else 'http'}://127.0.0.1:{port}/healthz"
 
     async def start(self) -> None:
         """Until its ready line."""
@@ -168,10 +169,10 @@ class Cluster:
 
     @staticmethod
     def url_of(dispatcher: Role) -> str:
-        return f"http://127.0.0.1:{dispatcher.ready['http_port']}"
+        return dispatcher.health_url.removesuffix("/healthz")
 
     def socket_url(self, node: int = 0) -> str:
-        return f"ws://127.0.0.1:{self.nodes[node].ready['port']}/websocket"
+        return self.nodes[node].health_url.replace("http", "ws", 1).replace("/healthz", "/websocket")
 
     async def add_node(self, **variables: str) -> Role:
         """A node on free ports, healthy."""
@@ -231,9 +232,14 @@ async def running_cluster(
     *,
     nodes: int = 1,
     dispatchers: int = 1,
+    tls: ssl.SSLContext | bool = True,
     **variables: str,
 ) -> AsyncIterator[Cluster]:
-    """Healthy when entered; every role must stop with exit code 0 on SIGTERM at the end."""
+    """
+    Healthy when entered; every role must stop with exit code 0 on SIGTERM at the end.
+
+    `tls` is what the cluster's `http` trusts.
+    """
     common = {
         "PUSH_REDIS_URL": redis_url,
         "PUSH_BUS_URL": bus_url,
@@ -243,7 +249,8 @@ async def running_cluster(
     }
     async with AsyncExitStack() as stack:
         timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
-        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        connector = aiohttp.TCPConnector(ssl=tls)
+        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout, connector=connector))
         cluster = Cluster(common | variables, http)
         stack.push_async_callback(_close_all, cluster)
         await asyncio.gather(

@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from gateway_node.websocket.connection import Connection
@@ -124,6 +125,7 @@ class TlsPeer(Peer):
         super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        self.ended = False  # by the word of the other end
 
     async def shake(self) -> None:
         while True:
@@ -146,10 +148,18 @@ class TlsPeer(Peer):
     async def more(self) -> bytes:
         while True:
             try:
-                return self.tls.read(65536)
+                data = self.tls.read(65536)
+                self.ended = not data
+                return data
             except ssl.SSLWantReadError:
                 if not await self._feed():
                     return b""
+
+    async def say_all(self) -> None:
+        """Close TLS, and leave TCP be."""
+        with suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        await self._flush()
 
     async def _flush(self) -> None:
         await super().send(self._outgoing.read())
@@ -179,21 +189,34 @@ class Node:
         self.listener = await serve(self.gate, self.sock)
 
     async def peer(self, receive_buffer: int | None = None) -> Peer:
+        return await self.begin(await self.bare_peer(receive_buffer))
+
+    async def begin(self, peer: Peer) -> Peer:
+        """Behind TLS, if the node speaks that."""
+        if self._client_context is None:
+            return peer
+        secure = TlsPeer(peer.sock, self._client_context)
+        await secure.shake()
+        return secure
+
+    async def bare_peer(self, receive_buffer: int | None = None, source: str = "127.0.0.1") -> Peer:
+        """A TCP connection and no more."""
         sock = socket.socket()
         self._peers.append(sock)
         sock.setblocking(False)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.bind((source, 0))
         await soon(asyncio.get_running_loop().sock_connect(sock, self.sock.getsockname()))
-        if self._client_context is None:
-            return Peer(sock)
-        peer = TlsPeer(sock, self._client_context)
-        await peer.shake()
-        return peer
+        return Peer(sock)
 
-    async def opened(self, receive_buffer: int | None = None) -> Peer:
-        """A peer with an open WebSocket, whose server end is `layer.connection`."""
-        peer = await self.peer(receive_buffer)
+    async def opened(
+        self, receive_buffer: int | None = None, *, source: str = "127.0.0.1", header: bytes = b""
+    ) -> Peer:
+        """A peer with an open WebSocket, whose server end is `layer.connection`. `header` goes first."""
+        peer = await self.bare_peer(receive_buffer, source)
+        await peer.send(header)
+        peer = await self.begin(peer)
         await peer.send(HEAD)
         assert (await peer.head()).startswith(b"HTTP/1.1 101 ")
         assert await self.layer.hears() == ("request", "/websocket")

@@ -242,6 +242,22 @@ async def test_members_get_what_is_sent_while_they_are_members(cluster: Cluster,
     assert [["here"], ["away"], []] == [first, second, third]
 
 
+async def test_where_groups_are_closed_nobody_joins_by_itself(valkey: Any, namespace: str) -> None:
+    """Who makes a group takes others in, and they may leave; a client that knows the id is refused."""
+    async with (
+        running_cluster(valkey.url, valkey.url, namespace, dispatchers=0, PUSH_GROUP_JOIN="closed") as cluster,
+        user(cluster, 0, "alice") as alice,
+        user(cluster, 0, "bob") as bob,
+        user(cluster, 0, "mallory") as mallory,
+    ):
+        made = await alice.ask(3, 4, userIdList=["bob"])
+        refused = await mallory.refused(14, groupId=made["groupId"])
+        await bob.ask(14, 14, groupId=made["groupId"], action="leave")
+
+    assert ["alice", "bob"] == sorted(made["userIdList"])
+    assert "forbidden" == refused["code"]
+
+
 async def test_a_group_message_that_was_read(cluster: Cluster, name: Name) -> None:
     """Its sender is told by each who says so."""
     async with user(cluster, 0, name("alice"), "Alice") as alice, user(cluster, 1, name("bob"), "Bob") as bob:

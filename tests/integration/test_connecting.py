@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from pushfleet.local_valkey import LocalValkey
+from shared.security_headers import SECURITY_HEADERS
 from shared.tokens import mint_token
 from tests.harness.client import connected
 from tests.harness.cluster import Cluster, Role, running_cluster
@@ -138,6 +139,18 @@ async def test_plain_requests(guarded: Cluster) -> None:
         assert answer.status == 404
     async with guarded.http.get(base + "/websocket", headers={"Authorization": f"Bearer {token()}"}) as answer:
         assert answer.status in (400, 426)
+
+
+async def test_plain_answers_have_security_headers(guarded: Cluster) -> None:
+    """Of both ports, errors included; neither names a version of what serves it."""
+    port, admin_port = (guarded.nodes[0].ready[name] for name in ("port", "admin_port"))
+    places = [(port, path) for path in ("/healthz", "/nowhere", "/websocket")]
+    places += [(admin_port, path) for path in ("/healthz", "/metrics", "/sessions", "/nowhere")]
+    for at, path in places:
+        async with guarded.http.get(f"http://127.0.0.1:{at}{path}") as answer:
+            headers = {name: answer.headers.get(name) for name in SECURITY_HEADERS}
+            assert (path, SECURITY_HEADERS) == (path, headers)
+            assert answer.headers.get("Server", "pushfleet") == "pushfleet"
 
 
 async def test_the_admin_port(guarded: Cluster) -> None:

@@ -111,6 +111,9 @@ async def test_rate_and_quota_are_kept(
         refused = await small.send("alice")
         assert 429 == refused.status
         assert 1 <= int(refused.headers["Retry-After"]) <= 86_400
+        metrics = (await small.get("/metrics")).text
+        for limit, count in (("rate", 1), ("quota", 3)):
+            assert f'push_dispatcher_refused_total{{limit="{limit}"}} {count}.0' in metrics
 
 
 async def test_callers_have_request_ids_of_their_own(

@@ -266,7 +266,9 @@ async def test_the_document_tells_of_them(caller: Caller) -> None:
     assert {"get", "post", "delete"} == set(members)
     places = {(one["name"], one["in"]) for one in members["get"]["parameters"]}
     assert {("groupId", "path"), ("cursor", "query"), ("limit", "query")} == places
-    assert {"201", "400", "401", "403", "409", "413", "429", "503"} == set(paths["/v1/groups"]["post"]["responses"])
+    assert {"201", "400", "401", "403", "408", "409", "413", "429", "503"} == set(
+        paths["/v1/groups"]["post"]["responses"]
+    )
 
 
 # -- member lines --------------------------------------------------------------------------------------------------

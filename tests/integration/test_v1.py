@@ -256,7 +256,7 @@ async def serve_v1() -> AsyncIterator[Callable[[str, str], Awaitable[Found | str
     async def no_body(_: web.BaseRequest) -> bytes:
         return b""
 
-    v1 = V1(OPERATIONS, lambda _: anybody.identify(None, None), no_body)
+    v1 = V1(OPERATIONS, lambda _: anybody.identify(""), no_body)
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         try:

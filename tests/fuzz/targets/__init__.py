@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.fuzz.target import Target
 from tests.fuzz.targets import (
+    addresses,
     configuration,
     dialects,
     frames,
@@ -13,11 +14,13 @@ from tests.fuzz.targets import (
     records,
     rocketmq,
     stored,
+    tokens,
 )
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
+        addresses.TARGET,
         configuration.TARGET,
         dialects.TARGET,
         frames.TARGET,
@@ -27,5 +30,6 @@ TARGETS: dict[str, Target] = {
         records.TARGET,
         rocketmq.TARGET,
         stored.TARGET,
+        tokens.TARGET,
     )
 }

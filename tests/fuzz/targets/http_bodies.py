@@ -23,6 +23,7 @@ from dispatcher.sessions_api import SessionsApi
 from shared.envelope import Trigger, business_template, fill_template, message_id_of, session_id_of
 from shared.errors import BadRequest, NotFound
 from shared.ids import client_id_fault, request_id_fault
+from shared.json_text import DEEPEST
 from shared.paging import read_cursor
 from tests.fuzz.target import Chooser, Target
 
@@ -110,7 +111,7 @@ def _v1(body: bytes) -> None:
     chooser = Chooser(body)
     kind = _BODIES[chooser.below(len(_BODIES))]
     text = chooser.rest()
-    decoded: object = v1._decode(text, kind, 64)
+    decoded: object = v1._decode(text, kind, DEEPEST)
     assert isinstance(decoded, kind)
     assert isinstance(json.loads(text or b"{}"), dict)
 

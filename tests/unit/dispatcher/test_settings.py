@@ -36,8 +36,19 @@ def test_a_wrong_file_of_keys_is_a_wrong_setting(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text(json.dumps({"keys": [{"name": "a", "key": "k", "scopes": ["sned"]}]}))
     assert "scopes" in faults(PUSH_API_KEYS=str(path))
-    path.write_text(json.dumps({"keys": [{"name": "a", "key": "k", "scopes": ["send"]}]}))
+    path.write_text(json.dumps({"keys": [{"name": "a", "key": "k" * 16, "scopes": ["send"]}]}))
     assert load(DispatcherSettings, {"PUSH_API_KEYS": str(path)})
+
+
+def test_a_key_that_can_be_guessed_is_for_loopback(tmp_path: Path) -> None:
+    """Under 16 characters it is refused where others reach the port, unless insisted on, and never shown."""
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [{"name": "a", "key": "hunter2", "scopes": ["send"]}]}))
+    text = faults(PUSH_API_KEYS=str(path))
+    assert "at least 16" in text
+    assert "hunter2" not in text
+    for environ in ({"PUSH_HTTP_HOST": "127.0.0.1"}, {"PUSH_INSECURE": "1"}):
+        assert load(DispatcherSettings, {"PUSH_API_KEYS": str(path), **environ})
 
 
 def test_a_short_secret_is_refused_and_not_shown() -> None:

@@ -253,9 +253,14 @@ class TestUpgrade:
 
 
 def test_a_plain_response() -> None:
-    """Status line, the caller's headers, length and close; then the body."""
+    """Status line, what every answer has, the caller's headers, length and close; then the body."""
+    secure = (
+        b"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
+        b"Content-Security-Policy: default-src 'none'; frame-ancestors 'none'\r\nReferrer-Policy: no-referrer\r\n"
+    )
     assert http_response(503, b'{"a":1}', {"Retry-After": "1", "Content-Type": "application/json"}) == (
-        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
+        b"HTTP/1.1 503 Service Unavailable\r\n" + secure + b"Retry-After: 1\r\nContent-Type: application/json\r\n"
         b'Content-Length: 7\r\nConnection: close\r\n\r\n{"a":1}'
     )
-    assert http_response(200, b"") == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    empty = b"HTTP/1.1 200 OK\r\n" + secure + b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+    assert empty == http_response(200, b"")

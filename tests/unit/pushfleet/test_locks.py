@@ -26,6 +26,7 @@ WANTED = {
     "run.txt": RUN,
     "develop.txt": [*RUN, *EMBEDDED, *GROUPS["dev"], *GROUPS["build"], *BUILD],
     "build.txt": [*GROUPS["build"], *BUILD],
+    "fuzz.txt": GROUPS["fuzz"],
     "tools.txt": GROUPS["tools"],
     "autobahn-maker.txt": GROUPS["autobahn"],
     "autobahn-suite.txt": ["autobahntestsuite"],
@@ -80,7 +81,9 @@ def test_what_is_shipped_is_what_is_tested(name: str) -> None:
 def test_nothing_is_installed_without_hashes(place: str) -> None:
     """Each `pip install` asks for hashes, or has no index to go to: the project itself, without dependencies."""
     text = (TOP / place).read_text().replace("\\\n", " ").replace('", "', " ")
-    installs = re.findall(r"pip install.*(?:\n.*-r.*)?", text)
+    installs = re.findall(
+        r"(?:pip install|\$\(PIP\) ).*(?:\n.*-r.*)?", text.replace("PIP := $(BIN)/python -m pip install", "")
+    )
     assert installs
     assert [] == [line for line in installs if "--require-hashes" not in line and "--no-deps" not in line]
 
