@@ -235,6 +235,7 @@ class Gateway:
             return
         (answer,) = joined.result()
         if answer.revoked:
+            self.addresses.offended(session.connection, self.now)
             self._turn_away(session, Unauthorized("the token was revoked; get a new one"))
             return
         connection = session.connection

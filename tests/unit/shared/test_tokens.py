@@ -19,12 +19,12 @@ from shared.jwks import ALGORITHMS, KeySet, UnknownKey, read_jwks
 from shared.tokens import LEEWAY_S, MOST_TOKEN, Claims, TokenVerifier, mint_token
 from tests.harness.tokens import SECRET, Signer, by_hand, jwks, signer, verifier_of
 
-NOW = int(time.time())
+NOW = int(time.time())  # may be long ago when a test runs
 HEADER = {"alg": "HS256"}
 
 
 def make(**claims: object) -> str:
-    return jwt.encode({"sub": "alice", "exp": NOW + 60} | claims, SECRET, algorithm="HS256")
+    return jwt.encode({"sub": "alice", "exp": NOW + 86_400} | claims, SECRET, algorithm="HS256")
 
 
 def signed(header: object, payload: object) -> str:
@@ -62,7 +62,7 @@ def test_a_minted_token_is_good() -> None:
         "x",
         "a.b.c",
         make(exp=NOW - 6),
-        make(nbf=NOW + 3600),
+        make(nbf=NOW + 86_400),
         make(sub=""),
         make(sub="not a client"),
         make(sub=None),
@@ -70,7 +70,7 @@ def test_a_minted_token_is_good() -> None:
         jwt.encode({"sub": "alice"}, "t" * 32, algorithm="HS256"),
         jwt.encode({"sub": "alice"}, "", algorithm="none"),
         jwt.encode({"sub": "alice"}, SECRET * 2, algorithm="HS512"),
-        jwt.encode({"exp": NOW + 60}, SECRET, algorithm="HS256"),
+        jwt.encode({"exp": NOW + 86_400}, SECRET, algorithm="HS256"),
     ],
 )
 def test_any_other_token_is_refused_without_being_shown(token: str) -> None:
