@@ -31,6 +31,7 @@ HOST = "127.0.0.1"
 STREAMS = "streams"
 EMBEDDED_ROCKETMQ = "rocketmq"
 
+_NOT_PASSED = ("PUSH_NODE_URL", "PUSH_TLS_CERT", "PUSH_TLS_KEY", "PUSH_PROXY_PROTOCOL")  # loopback, in plain
 _ADMIN_PORT = 9100
 _DRAIN_S = "1"  # a developer who presses Ctrl-C waits for it
 _NODE_GRACE_S = 20.0
@@ -192,7 +193,7 @@ class Cluster:
         }
         if "PUSH_NODE_PORT" in ports:
             told["PUSH_NODE_ADVERTISE"] = f"{HOST}:{ports['PUSH_NODE_PORT']}"
-        passed = {name: value for name, value in os.environ.items() if name != "PUSH_NODE_URL"}
+        passed = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED}
         return {"PUSH_DRAIN_SECONDS": _DRAIN_S, **passed, **told}
 
     async def _until_healthy(self) -> None:

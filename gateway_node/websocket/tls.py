@@ -31,13 +31,14 @@ class TlsTransport(asyncio.Transport):
     `shaken`: the handshake is done; `ended`: the peer has closed TLS; `finished`: we have.
     """
 
-    __slots__ = ("_context", "_incoming", "_outgoing", "_tls", "_wire", "ended", "finished", "shaken")
+    __slots__ = ("_answered", "_context", "_incoming", "_outgoing", "_tls", "_wire", "ended", "finished", "shaken")
 
     def __init__(self, wire: asyncio.Transport, context: ssl.SSLContext) -> None:
         super().__init__()
         self._wire = wire
         self._context = context
         self._tls: ssl.SSLObject | None = None  # made at the first byte
+        self._answered = 0  # bytes, since the kernel last had taken all
         self.shaken = False
         self.ended = False
         self.finished = False
@@ -57,10 +58,17 @@ class TlsTransport(asyncio.Transport):
                     self._read(tls, plain)
         finally:
             if outgoing.pending:
-                self._wire.write(outgoing.read())
-                if self._wire.get_write_buffer_size() > _MOST_ANSWERS and not plain:
-                    self._wire.abort()
+                self._answer(outgoing.read())
         return plain[0] if len(plain) == 1 else b"".join(plain)
+
+    def _answer(self, records: bytes) -> None:
+        """What TLS itself has to say."""
+        if not self._wire.get_write_buffer_size():
+            self._answered = 0
+        self._answered += len(records)
+        self._wire.write(records)
+        if self._answered > _MOST_ANSWERS:
+            self._wire.abort()
 
     def _start(self) -> ssl.SSLObject:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
