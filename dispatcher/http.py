@@ -11,7 +11,6 @@ Who may have a connection, and what comes before a request is whole, is decided 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 import time
@@ -32,6 +31,7 @@ from dispatcher.metrics import REFUSED, Tally
 from dispatcher.v1 import PREFIX, MethodNotAllowed
 from shared.addresses import Network, client_address
 from shared.errors import BadRequest, BodyTooLarge, NotFound, Overloaded, PushfleetError
+from shared.http_log import server_log
 from shared.logs import get_log
 
 _MOST_SLOW_BYTES = 128 << 20
@@ -176,7 +176,7 @@ class HttpPort:
             access_log=None,
             keepalive_timeout=limits.keepalive_s,
             lingering_time=2.0,
-            logger=_server_log(),
+            logger=server_log("dispatcher"),
             max_line_size=limits.max_head,
             max_field_size=limits.max_head,
             max_headers=limits.max_headers,
@@ -317,22 +317,6 @@ class HttpPort:
 
 async def _nothing(_: web.BaseRequest) -> web.StreamResponse:
     raise NotFound("no such path; see /openapi.json")
-
-
-class _AsJson(logging.Handler):
-    """What aiohttp logs by itself (faults of connections), as lines of our log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # Of an error the class alone: what a request that cannot be parsed is refused with quotes it, keys and all.
-        error = record.exc_info[0] if record.exc_info else None
-        _log.warning("http_connection", reason=record.getMessage(), error=error.__name__ if error else None)
-
-
-def _server_log() -> logging.Logger:
-    logger = logging.getLogger("dispatcher.http")
-    logger.propagate = False
-    logger.handlers = [_AsJson(logging.WARNING)]
-    return logger
 
 
 def four_fields(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from gateway_node.gateway import Gateway
 from gateway_node.hub import Hub
+from shared.http_log import server_log
 from shared.registry import DrainState
 from shared.security_headers import SECURITY_HEADERS
 
@@ -39,7 +40,7 @@ async def open_admin(
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", health)
     app.router.add_get("/sessions", sessions)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, logger=server_log("node"))
     await runner.setup()
     site = web.TCPSite(runner, host, port)
     await site.start()

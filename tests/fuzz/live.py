@@ -1,5 +1,5 @@
 """
-Garbage over real sockets, to a node and a dispatcher that run: nobody ends, leaks or fails inside.
+Garbage over real sockets, to all ports of a node and a dispatcher: nobody ends, leaks or fails inside.
 
     python -m tests.fuzz.live [--minutes 3] [--seed N]
 
@@ -179,7 +179,7 @@ ON_A_NODE: tuple[Attack, ...] = (
 )
 
 
-# -- on a dispatcher -------------------------------------------------------------------------------------------
+# -- on a dispatcher, and a node's admin port -----------------------------------------------------------------
 
 
 def request(dice: random.Random, method: bytes, path: bytes, body: bytes, *headers: bytes) -> bytes:
@@ -232,7 +232,7 @@ async def pipelined(peer: Peer) -> None:
 
 
 _BOMB = gzip.compress(bytes(64 << 20))
-ON_A_DISPATCHER: tuple[Attack, ...] = (
+ON_HTTP: tuple[Attack, ...] = (
     *(garbage, silence, bad_bodies, bad_requests, bad_chunks, bad_encodings, long_paths, pipelined),
 )
 
@@ -252,8 +252,9 @@ class Storm:
     async def round(self, number: int) -> None:
         """Every attack once, in some order, so many at a time."""
         dice = random.Random(f"{self.seed} {number}")
-        plan = [(self._port(self.cluster.nodes[0]), attack) for attack in ON_A_NODE]
-        plan += [(self._port(self.cluster.dispatchers[0]), attack) for attack in ON_A_DISPATCHER]
+        node, dispatcher = self.cluster.nodes[0].ready, self.cluster.dispatchers[0].ready
+        plan = [(int(node["port"]), attack) for attack in ON_A_NODE]
+        plan += [(int(port), attack) for port in (dispatcher["http_port"], node["admin_port"]) for attack in ON_HTTP]
         dice.shuffle(plan)
         for at in range(0, len(plan), _AT_ONCE):
             some = (_attack(random.Random(dice.random()), *one) for one in plan[at : at + _AT_ONCE])
@@ -278,10 +279,6 @@ class Storm:
             for text in (repr(line),)
             if line.get("level") in ("error", "critical") or any(word in text for word in _INSIDE)
         ]
-
-    @staticmethod
-    def _port(role: Role) -> int:
-        return int(role.ready.get("port") or role.ready["http_port"])
 
 
 def resident_mib(pid: int) -> float:
