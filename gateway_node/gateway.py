@@ -32,7 +32,7 @@ from gateway_node.registration import Registration
 from gateway_node.session import Session
 from gateway_node.settings import GatewaySettings
 from gateway_node.ticker import Ticker
-from gateway_node.websocket.addresses import Addresses
+from gateway_node.websocket.addresses import FLOOD_WEIGHT, Addresses
 from gateway_node.websocket.connection import Connection
 from gateway_node.websocket.frames import text_frame
 from gateway_node.websocket.handshake import Refused, Request, check_upgrade
@@ -122,7 +122,7 @@ class Gateway:
             return
         except PushfleetError as error:
             if isinstance(error, Unauthorized):
-                self.addresses.auth_failed(connection, self.now)
+                self.addresses.offended(connection, self.now)
             self._refuse(connection, error.status, error.code, str(error), retry_after_s=error.retry_after_s)
             return
         if admitted.client_id:
@@ -167,6 +167,7 @@ class Gateway:
         REFUSED.labels(limit).inc()
         if limit in _FLOODS and isinstance(connection.session, Session):
             self._floods.add(connection.session.client_id, self.now)
+            self.addresses.offended(connection, self.now, FLOOD_WEIGHT)
 
     def close_guests(self, code: int, reason: str) -> None:
         """Those who have not said who they are would become sessions whatever the node takes."""
@@ -234,6 +235,7 @@ class Gateway:
             return
         (answer,) = joined.result()
         if answer.revoked:
+            self.addresses.offended(session.connection, self.now)
             self._turn_away(session, Unauthorized("the token was revoked; get a new one"))
             return
         connection = session.connection

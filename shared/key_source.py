@@ -93,7 +93,7 @@ class KeySource:
         try:
             return self._verifier.verify(token)
         except UnknownKey:
-            if self._is_url and asyncio.get_running_loop().time() - self._read_at > self._pace.fetch_again_s:
+            if self._is_url and asyncio.get_running_loop().time() - self._read_at >= self._pace.fetch_again_s:
                 self._asked.set()
                 raise Unavailable("the token's key is not known yet; try again") from None
             raise

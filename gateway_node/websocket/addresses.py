@@ -1,5 +1,5 @@
 """
-What each client address may take of a node: connections, connects a second, tokens that are refused. Pure.
+What each client address may take of a node: connections, connects a second, refused tokens and floods. Pure.
 
 Theory of operation. Each connection points to the `Address` it is counted under: an IPv4 address, or the /64 of an IPv6
 one. It is counted when it is accepted, or, behind trusted proxies, when its request tells the client's address, and
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _TOLD_SHARE: Final = 0.1
 """Of the rate: so many a second beyond it are answered 429 rather than cut."""
+FLOOD_WEIGHT: Final = 10.0
+"""A flood is cut after five seconds' worth of messages: some 20 ms. Who has many tokens could go on with the next."""
 _KEPT_S: Final = 2 * BURST_S + 1.0
 
 _CONNECTIONS = REFUSED.labels("address_connections")
@@ -129,13 +131,13 @@ class Addresses:
             raise Overloaded("too many connections a second from this address", retry_after_s=come_again_s())
         if self._auth_failures and not address.proxy and self._auth_bucket(address, now) < 1.0:
             _AUTH_FAILURES.inc()
-            raise Overloaded("too many refused tokens from this address", retry_after_s=come_again_s())
+            raise Overloaded("too many refused tokens or floods from this address", retry_after_s=come_again_s())
 
-    def auth_failed(self, connection: Connection, now: float) -> None:
-        """Its token was refused."""
+    def offended(self, connection: Connection, now: float, weight: float = 1.0) -> None:
+        """Its token was refused; or it flooded, which cost the node as much as `FLOOD_WEIGHT` of those."""
         address = connection.address
         if address is not None and self._auth_failures:
-            address.auth_left = self._auth_bucket(address, now) - 1.0
+            address.auth_left = self._auth_bucket(address, now) - weight
 
     def _auth_bucket(self, address: Address, now: float) -> float:
         if now > address.auth_at:

@@ -324,3 +324,16 @@ async def left_out(client: Client, member: str) -> list[Any]:
         if frame.get("type") == 4 and "msgType" not in frame and "refused" in frame["params"]:
             refused: list[Any] = frame["params"]["refused"]
             return refused
+
+
+async def test_an_address_whose_clients_flood_is_refused(valkey: LocalValkey, name: Name) -> None:
+    """Who has tokens of many clients and floods with one after the other is refused at once, whoever it says to be."""
+    variables: dict[str, Any] = {"PUSH_MESSAGE_RATE": "20", "PUSH_ADDRESS_AUTH_FAILURES": "4"}
+    async with running_cluster(valkey.url, valkey.url, name("floods"), **variables) as cluster:
+        async with raw(cluster, name("mallory")) as peer:
+            await peer.send(text({"msgType": 3}) * 200)
+            _, code, _ = await until_closed(peer)
+        with pytest.raises(aiohttp.WSServerHandshakeError) as other:
+            await cluster.http.ws_connect(url_of(cluster, name("another")))
+        assert (4029, 429) == (code, other.value.status)
+        assert 1 == await refused(cluster, "auth_failures")

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import jwt
@@ -213,6 +214,22 @@ async def test_revoked_tokens_are_no_good_any_more(guarded: Cluster, name: Name)
         for shown in (old, ageless, fresh)
     ]
     assert [401, 401, 200] == statuses
+
+
+async def test_revoked_tokens_are_limited_like_bad_ones(valkey: LocalValkey, namespace: str) -> None:
+    """An address that keeps coming with one gets 429."""
+    variables: dict[str, Any] = {"PUSH_AUTH": "jwt", "PUSH_JWT_SECRET": SECRET, "PUSH_NODE_HOST": "127.0.0.1"}
+    async with running_cluster(
+        valkey.url, valkey.url, namespace, dispatchers=0, PUSH_ADDRESS_AUTH_FAILURES="2", **variables
+    ) as cluster:
+        store = Store(valkey.url, namespace=namespace)
+        try:
+            await Revocations(store).revoke("alice", keep_s=60)
+        finally:
+            await store.close()
+        statuses = [await refused(cluster, token("alice")) for _ in range(8)]
+        assert [401] * 4 == statuses[:4]
+        assert 429 in statuses
 
 
 async def test_a_token_of_the_same_second_is_taken(guarded: Cluster, name: Name) -> None:

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from gateway_node.websocket.addresses import Address, Addresses
+from gateway_node.websocket.addresses import FLOOD_WEIGHT, Address, Addresses
 from gateway_node.websocket.connection import Connection
 from shared.addresses import networks
 from shared.errors import Overloaded
@@ -73,10 +73,20 @@ def test_refused_tokens() -> None:
     addresses.enter(other, "192.0.2.2", 0.0)
     for _ in range(10):
         assert not is_refused(addresses, guesser, 0.0)
-        addresses.auth_failed(guesser, 0.0)
+        addresses.offended(guesser, 0.0)
     assert is_refused(addresses, guesser, 0.0)
     assert not is_refused(addresses, other, 0.0)
     assert not is_refused(addresses, guesser, 1.0)
+
+
+def test_floods_weigh_more_than_refused_tokens() -> None:
+    """One flood is as bad as ten refused tokens; time heals it as them."""
+    addresses = Addresses(auth_failures=5.0)
+    flooder = arrived()
+    addresses.enter(flooder, "192.0.2.1", 0.0)
+    addresses.offended(flooder, 0.0, FLOOD_WEIGHT)
+    assert is_refused(addresses, flooder, 0.0)
+    assert not is_refused(addresses, flooder, 1.0)
 
 
 def test_no_limits() -> None:
@@ -85,7 +95,7 @@ def test_no_limits() -> None:
     for _ in range(10_000):
         guesser = arrived()
         assert addresses.enter(guesser, "192.0.2.1", 0.0)
-        addresses.auth_failed(guesser, 0.0)
+        addresses.offended(guesser, 0.0)
         addresses.check(guesser, NO_HEADERS, 0.0)
 
 
