@@ -60,7 +60,7 @@ PARAMETERS: dict[str, Schema] = {
 
 CURSORS: dict[str, Schema] = {
     "listBroadcasts": {"type": "string", "pattern": r"^([0-9a-f]{32}|)$"},
-    "listSessions": {"type": "string", "pattern": r"^([0-9]{1,2}:[0-9]{1,18}|)$"},
+    "listSessions": {"type": "string", "pattern": r"^((0?[0-9]|[1-5][0-9]|6[0-3]):[0-9]{1,18}|)$"},
 }
 """By the operation, where a cursor is of another form."""
 
