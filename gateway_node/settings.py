@@ -118,7 +118,7 @@ class GatewaySettings(RoleSettings):
     address_auth_failures: float = setting(
         "PUSH_ADDRESS_AUTH_FAILURES",
         100.0,
-        "refused tokens a second of one address, two seconds' worth at once, a flood is ten; 0: any",
+        "refused tokens a second of one address, two seconds' worth at once, a flood is 25; 0: any",
         seconds(0, 1e6),
     )
     proxy_protocol: bool = setting(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _TOLD_SHARE: Final = 0.1
 """Of the rate: so many a second beyond it are answered 429 rather than cut."""
-FLOOD_WEIGHT: Final = 10.0
-"""A flood is cut after five seconds' worth of messages: some 20 ms. Who has many tokens could go on with the next."""
+FLOOD_WEIGHT: Final = 25.0
+"""A flood is cut after five seconds' worth of messages: some 30 ms. Who has many tokens could go on with the next."""
 _KEPT_S: Final = 2 * BURST_S + 1.0
 
 _CONNECTIONS = REFUSED.labels("address_connections")

@@ -2,8 +2,9 @@
 The receiving half of a connection: bytes of an open connection become events, and those are handed up.
 
 One read of the loop brings up to 256 KiB, which may be 15,000 frames and a tenth of a second of work. So a large read
-is taken a slice at a time, and of all connections that have such reads one slice in each turn of the loop (`Unread`):
-who sends little is served in between, whatever the others send. Nothing more is read of a connection meanwhile.
+is taken in slices, those of all connections in turn, and in each turn of the loop only for half a millisecond
+(`Unread`): who sends little is served in between, whatever the others send. Turns have to be that short because a
+message to a client takes some ten of them from the bus to the socket. Nothing more is read of a connection meanwhile.
 
 The layer above may `hold` a connection: nothing is handed up until `release`, and nothing read, so what the peer goes
 on sending waits with the peer in the end.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop
 from collections import deque
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway_node.websocket.frames import Event, FrameParser, ProtocolError
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from gateway_node.websocket.gate import Gate
     from gateway_node.websocket.upper import Upper
 
-SLICE_BYTES: Final = 8192
-"""Some 400 of the smallest messages: a millisecond or two."""
+LARGE_BYTES: Final = 4096
+"""A read of more is taken in slices."""
+_SLICE_BYTES: Final = 1024
+"""Some 50 of the smallest messages: a third of a millisecond."""
+_TURN_S: Final = 0.0005
 _MOST_UNREAD: Final = 32 << 20
 _MOST_THROWN_AWAY: Final = 1 << 20  # may have been on its way when the peer was told
 log = get_log("gateway")
@@ -35,16 +40,17 @@ log = get_log("gateway")
 
 class Unread:
     """
-    Connections with slices of a read that wait for their turn: one of them has one in each turn of the loop.
+    Connections with slices of a read that wait for their turn.
 
     `full`: so much waits that reads are taken whole until there is less.
     """
 
-    __slots__ = ("_bytes", "_loop", "_slices", "_waiting")
+    __slots__ = ("_bytes", "_due", "_loop", "_slices", "_waiting")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._bytes = 0
+        self._due = False  # a turn
         self._slices: dict[Receiving, deque[bytes]] = {}
         self._waiting: deque[Receiving] = deque()
 
@@ -62,13 +68,14 @@ class Unread:
             slices = self._slices[connection] = deque()
             self.go_on(connection)
         self._bytes += len(data)
-        slices.extend(data[at : at + SLICE_BYTES] for at in range(0, len(data), SLICE_BYTES))
+        slices.extend(data[at : at + _SLICE_BYTES] for at in range(0, len(data), _SLICE_BYTES))
 
     def go_on(self, connection: Receiving) -> None:
         """Its turn comes again."""
-        if not self._waiting:
-            self._loop.call_soon(self._turn)
         self._waiting.append(connection)
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._turn)
 
     def drop(self, connection: Receiving) -> None:
         """What waits is not looked at any more."""
@@ -76,9 +83,16 @@ class Unread:
             self._bytes -= len(data)
 
     def _turn(self) -> None:
-        connection = self._waiting.popleft()
-        if self._waiting:
+        end = perf_counter() + _TURN_S
+        while self._waiting:
+            self._take_slice(self._waiting.popleft())
+            if perf_counter() > end:
+                break
+        self._due = bool(self._waiting)
+        if self._due:
             self._loop.call_soon(self._turn)
+
+    def _take_slice(self, connection: Receiving) -> None:
         slices = self._slices.get(connection)
         if slices is None or connection.held:
             return
@@ -154,7 +168,7 @@ class Receiving(Outgoing):
         """What a read brought; more than a slice of it waits for its turns."""
         unread = self._gate.unread
         waits = self in unread
-        if not waits and (len(data) <= SLICE_BYTES or unread.full):
+        if not waits and (len(data) <= LARGE_BYTES or unread.full):
             self.take(data)
             return
         if not waits and self._transport is not None:

@@ -80,8 +80,8 @@ def test_refused_tokens() -> None:
 
 
 def test_floods_weigh_more_than_refused_tokens() -> None:
-    """One flood is as bad as ten refused tokens; time heals it as them."""
-    addresses = Addresses(auth_failures=5.0)
+    """One flood is as bad as many refused tokens; time heals it as them."""
+    addresses = Addresses(auth_failures=FLOOD_WEIGHT / 2)
     flooder = arrived()
     addresses.enter(flooder, "192.0.2.1", 0.0)
     addresses.offended(flooder, 0.0, FLOOD_WEIGHT)
