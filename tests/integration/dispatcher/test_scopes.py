@@ -61,6 +61,7 @@ TABLE: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {
     ("GET", "/v1/clients/{clientId}"): ("", FOUND),
     ("POST", "/v1/clients/online"): ('{"clientIds":["a"]}', FOUND),
     ("DELETE", "/v1/clients/{clientId}/sessions"): ("", (401, 403, 403, 403, 200)),
+    ("POST", "/v1/clients/{clientId}/revoke"): ("", (401, 403, 403, 403, 200)),
     ("GET", "/v1/sessions/{sessionId}"): ("", BAD_ID),
     ("DELETE", "/v1/sessions/{sessionId}"): ("", (401, 403, 403, 403, 400)),
 }
