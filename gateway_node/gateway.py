@@ -280,6 +280,7 @@ class Gateway:
         self._delivery.forget(session)
         if session.early is not None:
             return  # still being registered: _on_joined removes it
+        self.ticker.forget(session)
         self._hub.registered -= 1
         SESSIONS_ENDED.labels(str(code)).inc()
         self.registration.leave(session)

@@ -46,16 +46,25 @@ class Ticker:
             0.02, min(1.0, self._quiet_s / 4, settings.ack_timeout_s / 4, settings.handshake_timeout_s / 4)
         )
         self._tick = 0
-        self._wheel: dict[int, list[Session]] = {}
+        self._wheel: dict[int, dict[Session, None]] = {}
+
+    def __len__(self) -> int:
+        """How many sessions are in the wheel."""
+        return sum(map(len, self._wheel.values()))
 
     def watch(self, session: Session) -> None:
-        """From its registration until it is no longer in the hub."""
+        """From its registration until `forget`."""
         self._put(session, self._quiet_s)
 
+    def forget(self, session: Session) -> None:
+        """It has ended. Who comes and goes fast must not fill the wheel with what is gone."""
+        self._wheel.get(session.due, {}).pop(session, None)
+
     def ends_otherwise(self, session: Session) -> None:
-        """Its token's end has changed: look at it in time. What the wheel holds of it already counts no more."""
+        """Its token's end has changed: look at it in time."""
         tick = self._tick_of(session, self._timeout_s)
         if tick < session.due:
+            self.forget(session)
             self._at(session, tick)
 
     async def run(self) -> None:
@@ -74,7 +83,7 @@ class Ticker:
 
     def _look_at_due(self, now: float) -> None:
         for session in self._wheel.pop(self._tick, ()):
-            if session.due == self._tick and session.session_id in self._hub.by_id:
+            if session.session_id in self._hub.by_id:
                 self._look_at(session, now)
 
     def _look_at(self, session: Session, now: float) -> None:
@@ -103,4 +112,4 @@ class Ticker:
 
     def _at(self, session: Session, tick: int) -> None:
         session.due = tick
-        self._wheel.setdefault(tick, []).append(session)
+        self._wheel.setdefault(tick, {})[session] = None

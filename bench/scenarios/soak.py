@@ -5,7 +5,7 @@ slowloris, garbage, frames of a terabyte, endless fragments, floods of good fram
 a caller over its rate floods the dispatcher, and ten new clients a second connect. Then a minute of peace again.
 
 The node has core 0; the store, the dispatcher, the clients and the abuse share core 1, where the abuse gives way to the
-others (nice), so that what the latency shows is what it does to the node.
+others at once (SCHED_IDLE), so that what the latency shows is what it does to the node.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from shared.tokens import mint_token
 _CLIENTS = 2_000
 _RATE = 500
 _ABUSERS = 500
-_NICE = 15
 _ITEM = '{"to":["c%d"],"msg":{"t":%t,"n":%n,"text":"%p"}}'
 _FLOOD_ITEM = '{"to":["nobody"],"durable":false,"msg":"%p"}'
 _ABUSE = (
@@ -147,7 +146,7 @@ async def _abused(site: _Site, seconds: float) -> AsyncIterator[tuple[Child, Chi
         httppub(parts.folder, site.dispatcher.port, *flood, cores=LOAD_CORE) as flooder,
     ):
         for child in (hostile, flooder):
-            os.setpriority(os.PRIO_PROCESS, child.pid, _NICE)
+            os.sched_setscheduler(child.pid, os.SCHED_IDLE, os.sched_param(0))
         yield hostile, flooder
 
 

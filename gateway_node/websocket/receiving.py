@@ -85,7 +85,12 @@ class Unread:
     def _turn(self) -> None:
         end = perf_counter() + _TURN_S
         while self._waiting:
-            self._take_slice(self._waiting.popleft())
+            connection = self._waiting.popleft()
+            try:
+                self._take_slice(connection)
+            except Exception:  # one connection's fault is not the others'
+                log.error("a slice could not be taken", exc_info=True)
+                connection.abort()
             if perf_counter() > end:
                 break
         self._due = bool(self._waiting)
