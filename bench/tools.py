@@ -6,8 +6,8 @@ import asyncio
 import json
 import mmap
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,20 +63,19 @@ async def wsload(folder: Path, port: int, *options: str, cores: Cores = LOAD_COR
         await child.stop()
 
 
-@asynccontextmanager
-async def httppub(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AsyncIterator[Child]:
+def httppub(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AbstractAsyncContextManager[Child]:
     """A publisher that runs beside the block; `finish` reads its numbers."""
-    child = await spawn("httppub", [str(_BUILD / "httppub"), "-p", str(port), *options], folder, cores, piped=True)
-    try:
-        yield child
-    finally:
-        await child.stop()
+    return _beside("httppub", folder, port, options, cores)
+
+
+def abuse(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AbstractAsyncContextManager[Child]:
+    """Hostile connections of every kind (load/abuse.c) beside the block; `finish` reads its numbers."""
+    return _beside("abuse", folder, port, options, cores)
 
 
 @asynccontextmanager
-async def abuse(folder: Path, port: int, *options: str, cores: Cores = LOAD_CORE) -> AsyncIterator[Child]:
-    """Hostile connections of every kind (load/abuse.c) beside the block; `finish` reads its numbers."""
-    child = await spawn("abuse", [str(_BUILD / "abuse"), "-p", str(port), *options], folder, cores, piped=True)
+async def _beside(name: str, folder: Path, port: int, options: Sequence[str], cores: Cores) -> AsyncIterator[Child]:
+    child = await spawn(name, [str(_BUILD / name), "-p", str(port), *options], folder, cores, piped=True)
     try:
         yield child
     finally:
